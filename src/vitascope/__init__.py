@@ -1,0 +1,3 @@
+"""Vitascope: video with sound from text, images, audio or other video."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,88 @@
+"""What the floors expect of each other. Models are structural: whatever has these methods fits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+from vitascope.core.shapes import VideoStrides
+from vitascope.core.tracks import TextContext, Tracks
+
+Prediction = Literal["velocity", "v", "noise", "x0"]
+NoiseGranularity = Literal["clip", "frame", "cell"]
+
+
+@dataclass(frozen=True)
+class TemporalStrategy:
+    """Which latent frames a latent frame may attend to.
+
+    kind: "full" (all), "causal" (itself and the past) or "window" (itself, the `window` - 1 frames before it, and the
+    anchors: frame 0 and every `anchor_every`-th frame of the past).
+    """
+
+    kind: Literal["full", "causal", "window"] = "full"
+    window: int = 16
+    anchor_every: int = 32
+
+
+FULL = TemporalStrategy("full")
+CAUSAL = TemporalStrategy("causal")
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a denoiser can take; a task that needs more is refused with CapabilityError."""
+
+    tracks: tuple[str, ...]
+    prediction: Prediction
+    noise: NoiseGranularity
+    strategies: tuple[str, ...] = ("full",)
+    camera: bool = False
+
+
+class Denoiser(Protocol):
+    """Predicts, for every track, the quantity named by `capabilities.prediction`, in the shape of the track's values."""
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    def __call__(
+        self,
+        tracks: Tracks,
+        text: TextContext,
+        camera: Tensor | None = None,
+        strategy: TemporalStrategy = FULL,
+    ) -> dict[str, Tensor]: ...
+
+
+class VideoCodec(Protocol):
+    """Frames (B, 3, 1 + k*t, H, W) in [-1, 1] to latents (B, C, 1 + k, H/h, W/w) of unit scale, and back."""
+
+    @property
+    def strides(self) -> VideoStrides: ...
+    @property
+    def latent_channels(self) -> int: ...
+    def encode(self, frames: Tensor) -> Tensor: ...
+    def decode(self, latents: Tensor) -> Tensor: ...
+
+
+class AudioCodec(Protocol):
+    """Samples (B, 1, N * hop) in [-1, 1] to latents (B, C, N) of unit scale, and back."""
+
+    @property
+    def sample_rate_hz(self) -> int: ...
+    @property
+    def hop(self) -> int: ...
+    @property
+    def latent_channels(self) -> int: ...
+    def encode(self, samples: Tensor) -> Tensor: ...
+    def decode(self, latents: Tensor) -> Tensor: ...
+
+
+class TextEncoder(Protocol):
+    """Prompts to embeddings. The empty string is the unconditional prompt."""
+
+    def __call__(self, prompts: Sequence[str]) -> TextContext: ...
