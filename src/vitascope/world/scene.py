@@ -1,7 +1,7 @@
 """What a scene of the theatre holds: the vocabulary of the grammar and the description of one clip.
 
-Coordinates: x to the right, y down, z away from the camera, in units of half the frame height as seen on the stage plane
-(z = 0), where the subjects are. The frame is y in [-1, 1], x in [-aspect, aspect]. Times are in seconds.
+Coordinates: x to the right, y down, z away from the camera, in units of half the frame height as seen on the stage
+plane (z = 0), where the subjects are. The frame is y in [-1, 1], x in [-aspect, aspect]. Times are in seconds.
 """
 
 from __future__ import annotations
@@ -82,9 +82,17 @@ SubjectKind = Literal["shape", "face"]
 class Subject:
     """One thing on the stage.
 
-    `x`, `y` position at time 0 and `radius` in world units; `speed` in world units a second (moves), turns a second
-    (circles, spins), relative growth a second (grows, shrinks); `phase` in turns (circles, spins, and the fraction of a
-    bounce period already over at time 0). `travel` is the radius of the circle, or the height of the bounce.
+    `x`, `y` position of the centre at time 0 and `radius` in world units (grows, shrinks: radius at time 0). What
+    `speed`, `travel` and `phase` mean depends on the motion (`motion.trajectory` has the formulas):
+
+    - moves: `speed` in world units a second.
+    - bounces: `travel` is the height of the bounce, `speed` the bounces a second (0: free fall under
+      `motion.GRAVITY`), `phase` the fraction of a bounce already over at time 0 (0 leaving the ground, 0.5 the top). As
+      (x, y) is where the centre is at time 0, the ground follows from these: `motion.ground_y`.
+    - circles: `travel` is the radius of the circle, `speed` turns a second (positive is clockwise as seen), `phase` the
+      place on the circle at time 0 in turns (0 right, 0.25 bottom), from which its centre follows.
+    - spins: `speed` turns a second (positive is clockwise as seen), `phase` the turn at time 0.
+    - grows, shrinks: the radius is multiplied, or divided, by exp(`speed`) every second.
     """
 
     colour: str

@@ -1,0 +1,147 @@
+"""Which shape a subject has, whether it is a face, and whether its picture turns.
+
+Shapes are told by their cover on a polar grid around the centre, in radii of the disc of equal area, against the cover of
+the five outlines of the world on the same grid; the best rotation is found for each by circular correlation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vitascope.evaluation.footage import Floats
+from vitascope.evaluation.prototypes import RADIUS, prototypes
+from vitascope.evaluation.regions import fill_holes
+from vitascope.evaluation.subjects import SubjectTrack
+from vitascope.world.scene import FACE, SHAPES, Subject
+
+NUM_ANGLES = 120
+RADII = np.linspace(0.05, 1.75, 28)
+"""Polar grid, in radii of the disc of equal area; the tips of a star lie at 1.6."""
+_CROP = 33
+"""Samples a side of the picture of a subject, which spans +- 1 radius of the outline."""
+
+
+def polar_cover(mask: Floats, centre_xy_px: tuple[float, float], radius_px: float) -> Floats:
+    """Cover (28, 120) of a mask (H, W) on the polar grid around a centre (in px, pixel middles at + 0.5)."""
+    angle = np.arange(NUM_ANGLES) * (2 * np.pi / NUM_ANGLES)
+    x = centre_xy_px[0] + radius_px * RADII[:, None] * np.cos(angle)
+    y = centre_xy_px[1] + radius_px * RADII[:, None] * np.sin(angle)
+    return sample(mask[..., None], x, y)[..., 0]
+
+
+def sample(image: Floats, x_px: np.ndarray, y_px: np.ndarray) -> Floats:
+    """Bilinear samples of an image (H, W, C) at places (...) in px; 0 outside."""
+    padded = np.pad(image, ((1, 1), (1, 1), (0, 0))).astype(np.float32)
+    height, width = padded.shape[:2]
+    x = np.clip(x_px + 0.5, 0, width - 1.001)
+    y = np.clip(y_px + 0.5, 0, height - 1.001)
+    left, top = x.astype(np.int64), y.astype(np.int64)
+    fx, fy = (x - left)[..., None], (y - top)[..., None]
+    upper = padded[top, left] * (1 - fx) + padded[top, left + 1] * fx
+    lower = padded[top + 1, left] * (1 - fx) + padded[top + 1, left + 1] * fx
+    return (upper * (1 - fy) + lower * fy).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class OutlineModel:
+    """Polar cover of the five shapes (5, 28, 120)."""
+
+    templates: Floats
+
+    def distances(self, cover: Floats) -> Floats:
+        """Area of disagreement of a cover (28, 120) with each shape at its best rotation, as a share of the area."""
+        weight = (RADII * np.gradient(RADII))[:, None]
+        spectrum = np.fft.rfft(cover, axis=1)
+        scale = weight.sum() * NUM_ANGLES * float((cover * weight).sum() / (weight.sum() * NUM_ANGLES) or 1.0)
+        result = []
+        for template in self.templates:
+            cross = np.fft.irfft((spectrum * np.conj(np.fft.rfft(template, axis=1)) * weight).sum(0), NUM_ANGLES)
+            total = (weight * (cover**2 + template**2)).sum() - 2 * cross.max()
+            result.append(total / scale)
+        return np.asarray(result, np.float32)
+
+
+def build_outline_model() -> OutlineModel:
+    """Measure the five outlines on the polar grid, from the world's own paint."""
+    painted = prototypes([Subject("white", shape) for shape in SHAPES])
+    return OutlineModel(np.stack([_centred_cover(each.cover) for each in painted]))
+
+
+def _centred_cover(cover: Floats) -> Floats:
+    area = float(cover.sum())
+    rows, columns = np.indices(cover.shape) + 0.5
+    centre = (float((cover * columns).sum() / area), float((cover * rows).sum() / area))
+    return polar_cover(cover, centre, float(np.sqrt(area / np.pi)))
+
+
+def classify_shape(track: SubjectTrack, pixels: Floats, model: OutlineModel) -> tuple[str, Floats]:
+    """The shape of a subject, and its mean distance to each of the five (5,).
+
+    Frames in which it is whole count (all, where it never is). Where the upper half is nearer to a drawn face than to
+    a plain ball of its colour, it is a face.
+    """
+    frames = np.nonzero(track.whole if track.whole.any() else track.present)[0]
+    if not len(frames):
+        return SHAPES[0], np.full(len(SHAPES), np.nan, np.float32)
+    per_frame = np.stack([model.distances(_centred_cover(track.mask[i].astype(np.float32))) for i in frames])
+    distances = np.median(per_frame, axis=0)
+    nearest = SHAPES[int(np.argmin(distances))]
+    if nearest != "ring" and is_face(track, pixels, frames):
+        return FACE, distances
+    return nearest, distances
+
+
+def _hulls(track: SubjectTrack, frames: np.ndarray) -> list[tuple[float, float, float]]:
+    """Centre and radius, in px, of the filled mask in the given frames."""
+    found = []
+    for index in frames:
+        filled = fill_holes(track.mask[index])
+        area = float(filled.sum())
+        ys, xs = np.nonzero(filled)
+        found.append((float(xs.mean()) + 0.5, float(ys.mean()) + 0.5, float(np.sqrt(area / np.pi))))
+    return found
+
+
+def crops(track: SubjectTrack, pixels: Floats, frames: np.ndarray, reach: float = 1.0) -> Floats:
+    """Pictures (n, 33, 33, 3) of the subject in the given frames, +- `reach` radii of its filled mask."""
+    grid = np.linspace(-reach, reach, _CROP)
+    pictures = []
+    for index, (x, y, radius) in zip(frames, _hulls(track, frames), strict=True):
+        columns, rows = np.meshgrid(x + radius * grid, y + radius * grid)
+        pictures.append(sample(pixels[index], columns, rows))
+    return np.stack(pictures)
+
+
+def is_face(track: SubjectTrack, pixels: Floats, frames: np.ndarray) -> bool:
+    """Whether eyes are there: upper halves, compared with a painted face and a painted ball of the same colour."""
+    face, ball = (_prototype_crop(Subject(track.colour, shape)) for shape in (FACE, "ball"))
+    y, x = np.meshgrid(np.linspace(-1, 1, _CROP), np.linspace(-1, 1, _CROP), indexing="ij")
+    pictures = crops(track, pixels, frames)
+    eyes = (x * x + y * y < 0.72) & (y < 0.1)
+    gaps = []
+    for template in (face, ball):
+        gaps.append(np.median(np.abs(pictures[:, eyes] - template[eyes]).mean((1, 2))))
+    contrast = pictures[:, eyes].mean(-1).std(1)
+    plain = ball[eyes].mean(-1).std()
+    return bool(gaps[0] < gaps[1] and np.median(contrast) > 1.3 * plain)
+
+
+def _prototype_crop(subject: Subject) -> Floats:
+    """Picture (33, 33, 3) of a prototype, +- 1 radius."""
+    rgb = prototypes([subject])[0].rgb
+    place = len(rgb) / 2 * (1 + RADIUS * np.linspace(-1, 1, _CROP))
+    return sample(rgb, *np.meshgrid(place, place))
+
+
+def turning(track: SubjectTrack, pixels: Floats) -> float:
+    """How much the picture of a subject changes while its place and size are taken out.
+
+    Mean over the crop of the standard deviation over time of its luma, in levels of [0, 255]: near 0 for a subject that
+    keeps its attitude, 10 and more for one that spins.
+    """
+    frames = np.nonzero(track.whole if track.whole.sum() > 3 else track.present)[0]
+    if len(frames) < 4:
+        return 0.0
+    return float(crops(track, pixels, frames, reach=1.15).mean(-1).std(0).mean())

@@ -1,0 +1,205 @@
+"""Finding the subjects of a clip and following them.
+
+T frames, H and W rows and columns. Places are in half frame heights from the middle of the frame (x right, y down), the
+units in which the world speaks of its frame.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vitascope.evaluation.colours import ColourModel
+from vitascope.evaluation.footage import Floats, Mask
+from vitascope.evaluation.regions import box_blur, grow, label, shrink
+from vitascope.world.scene import BACKGROUNDS, COLOURS
+
+SMALLEST_RADIUS = 0.09
+"""Smaller blobs (half frame heights, radius of the disc of equal area) are taken for stars, moons and noise."""
+LONGEST = 1.6
+"""Longer blobs (ratio of principal deviations) are clouds and the like: every shape of the theatre is as wide as high."""
+_MAX_FALSE_SUBJECTS = 3
+PRESENT_SHARE = 0.5
+"""A second subject must be seen in this share of the frames."""
+
+
+@dataclass(frozen=True)
+class SubjectTrack:
+    """One subject through the clip.
+
+    mask (T, H, W); present (T,): seen in this frame; whole (T,): and clear of the frame's edge; centre (T, 2), radius
+    (T,) of the disc of equal area and bottom (T,) in half frame heights, nan where absent; rgb (T, 3) its median colour.
+    """
+
+    colour: str
+    mask: Mask
+    present: Mask
+    whole: Mask
+    centre: Floats
+    radius: Floats
+    bottom: Floats
+    rgb: Floats
+
+
+def find_background(pixels: Floats, model: ColourModel) -> str:
+    """The likeliest background of pixels (T, H, W, 3), by colour alone: the highest mean log density."""
+    return BACKGROUNDS[int(np.argmax(model.background_scores(pixels)))]
+
+
+def find_subjects(pixels: Floats, background: str, model: ColourModel) -> list[SubjectTrack]:
+    """The one or two subjects in pixels (T, H, W, 3) before `background`; largest first, none if nothing stands out.
+
+    Blobs of pixels that are likelier paint than background vote for a palette colour; the two colours with the most
+    pixels over the clip are followed, each as the largest blob of its colour in every frame. Two blobs of one colour
+    are followed as two subjects where they stay apart.
+    """
+    height = pixels.shape[1]
+    smallest_px = np.pi * (SMALLEST_RADIUS * height / 2) ** 2
+    soft = box_blur(model.foreground(pixels, background).clip(-8, 8), 1 if height >= 64 else 0)
+    mask = _opened(soft > 0, max(1, round(height / 128)))
+    blobs, count = label(mask)
+    area = np.bincount(blobs.ravel(), minlength=count + 1)
+    area[0] = 0
+    large = np.nonzero(area >= smallest_px)[0]
+    if not len(large):
+        return []
+    kept = np.isin(blobs, large)
+    scores = box_blur(model.colour_scores(pixels.reshape(-1, 3)).reshape(-1, *kept.shape), 1)
+    votes = scores.argmax(0)
+    weight = _votes_per_frame(votes, kept)
+    for _ in range(_MAX_FALSE_SUBJECTS):
+        tracks = _tracks_by_colour(pixels, kept, scores, weight, smallest_px)
+        false = [track for track in tracks if _elongation(track.mask) > LONGEST]
+        if not false:
+            return tracks
+        for track in false:
+            weight[:, list(COLOURS).index(track.colour)] = 0
+            kept = kept & ~track.mask
+    return tracks
+
+
+def _tracks_by_colour(
+    pixels: Floats, kept: Mask, scores: Floats, weight: Floats, smallest_px: float
+) -> list[SubjectTrack]:
+    names = list(COLOURS)
+    order = np.argsort(-weight.sum(0))
+    first, partner = int(order[0]), _second_colour(weight, order, smallest_px)
+    if partner is None:
+        return [follow(part, names[first], pixels) for part in _largest_blobs(kept, smallest_px)]
+    nearer = box_blur(scores[first] - scores[partner], 1) > 0
+    tracks = []
+    for colour, own in ((first, kept & nearer), (partner, kept & ~nearer)):
+        for part in _largest_blobs(_opened(own, 1), smallest_px)[:1]:
+            tracks.append(follow(part, names[colour], pixels))
+    return tracks
+
+
+def _elongation(mask: Mask) -> float:
+    """Median over frames of the ratio of the two principal deviations of a mask (T, H, W): 1 for every shape there is."""
+    ratios = []
+    for frame in mask:
+        ys, xs = np.nonzero(frame)
+        if len(xs) > 2:
+            low, high = np.linalg.eigvalsh(np.cov(np.stack([xs, ys])))
+            ratios.append(np.sqrt(high / max(low, 1e-3)))
+    return float(np.median(ratios)) if ratios else float("inf")
+
+
+def _opened(mask: Mask, radius: int) -> Mask:
+    """Without specks thinner than 2 radius + 1 px."""
+    return grow(shrink(mask, radius), radius)
+
+
+def _votes_per_frame(votes: np.ndarray, kept: Mask) -> Floats:
+    """Pixels of each palette colour in each frame, (T, 9), away from edges, where blends lie."""
+    core = shrink(kept, 2)
+    core = np.where(core.any((1, 2), keepdims=True), core, kept)
+    return np.stack([((votes == index) & core).sum((1, 2)) for index in range(len(COLOURS))], 1).astype(np.float32)
+
+
+def _second_colour(weight: Floats, order: np.ndarray, smallest_px: float) -> int | None:
+    """The runner-up, if it has enough pixels of its own in enough frames."""
+    first, second = int(order[0]), int(order[1])
+    enough = np.maximum(0.35 * smallest_px, 0.12 * weight[:, first])
+    return second if (weight[:, second] > enough).mean() >= PRESENT_SHARE else None
+
+
+def _largest_blobs(mask: Mask, smallest_px: float) -> list[Mask]:
+    """The largest blob of every frame, and a second one if there is one of half its size in most frames.
+
+    Blobs of successive frames are joined by the shorter of the two ways to pair them.
+    """
+    blobs, count = label(mask)
+    area = np.bincount(blobs.ravel(), minlength=count + 1)
+    area[0] = 0
+    chosen: list[list[int]] = []
+    for frame in blobs:
+        present = np.unique(frame)
+        ranked = sorted((int(i) for i in present if i), key=lambda i: -area[i])
+        ranked = [i for i in ranked if area[i] >= max(0.4 * area[ranked[0]], smallest_px)]
+        chosen.append(ranked[:2])
+    if not any(chosen):
+        return []
+    if np.mean([len(row) == 2 for row in chosen]) < PRESENT_SHARE:
+        return [blobs == np.array([row[0] if row else -1 for row in chosen])[:, None, None]]
+    return _paired(blobs, chosen)
+
+
+def _paired(blobs: np.ndarray, chosen: list[list[int]]) -> list[Mask]:
+    masks = [np.zeros(blobs.shape, np.bool_) for _ in range(2)]
+    last: list[np.ndarray | None] = [None, None]
+    for index, (frame, row) in enumerate(zip(blobs, chosen, strict=True)):
+        places = [np.argwhere(frame == i).mean(0) for i in row]
+        if len(row) == 2 and last[0] is not None and last[1] is not None:
+            straight = np.linalg.norm(places[0] - last[0]) + np.linalg.norm(places[1] - last[1])
+            crossed = np.linalg.norm(places[1] - last[0]) + np.linalg.norm(places[0] - last[1])
+            if crossed < straight:
+                row, places = row[::-1], places[::-1]
+        if len(row) < 2:
+            continue
+        for slot in range(2):
+            masks[slot][index] = frame == row[slot]
+            last[slot] = places[slot]
+    return masks
+
+
+def follow(mask: Mask, colour: str, pixels: Floats) -> SubjectTrack:
+    """Measure a subject whose pixels are `mask` (T, H, W) in every frame."""
+    frames, height, width = mask.shape
+    unit = 2 / height
+    area = mask.sum((1, 2))
+    present = area > 0
+    safe = np.maximum(area, 1)
+    x = (np.arange(width) + 0.5) * unit - width / height
+    y = (np.arange(height) + 0.5) * unit - 1
+    rows, columns = mask.sum(2), mask.sum(1)
+    centre = np.stack([columns @ x / safe, rows @ y / safe], 1)
+    radius = np.sqrt(area / np.pi) * unit
+    bottom = np.array([_quantile_row(row, 0.96) for row in rows]) * unit - 1
+    edge = mask[:, 0].any(1) | mask[:, -1].any(1) | mask[:, :, 0].any(1) | mask[:, :, -1].any(1)
+    rgb = np.zeros((frames, 3), np.float32)
+    core = shrink(mask, 2)
+    for index in np.nonzero(present)[0]:
+        chosen = core[index] if core[index].sum() >= 12 else mask[index]
+        rgb[index] = np.median(pixels[index][chosen], axis=0)
+    for values in (centre, radius, bottom):
+        values[~present] = np.nan
+    return SubjectTrack(
+        colour,
+        mask,
+        present,
+        present & ~edge,
+        centre.astype(np.float32),
+        radius.astype(np.float32),
+        bottom.astype(np.float32),
+        rgb,
+    )
+
+
+def _quantile_row(counts: np.ndarray, share: float) -> float:
+    """Row, in px and between rows, above which `share` of the pixels lie."""
+    total = np.cumsum(counts)
+    if total[-1] == 0:
+        return 0.0
+    return float(np.interp(share * total[-1], np.concatenate([[0], total]), np.arange(len(total) + 1)))

@@ -1,0 +1,1 @@
+"""Text encoders, one folder per family."""

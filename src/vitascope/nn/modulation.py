@@ -1,0 +1,57 @@
+"""AdaLN-Zero: a condition sets shift, scale and gate of every branch; all start at zero.
+
+Source: Peebles and Xie 2023 (DiT), figure 3; the shared form with offsets per block: Chen et al. 2023 (PixArt-alpha),
+section 2.3. The condition may be of any shape that broadcasts against the tokens: one vector per frame where all cells
+of a frame have one noise level, one per token where they differ. It is projected at its own, smaller shape.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x (1 + scale) + shift."""
+    return x * (1 + scale) + shift
+
+
+class ModulationProjection(nn.Module):
+    """A condition (..., condition_width) to `num` vectors side by side, (..., num * width); starts at zero."""
+
+    def __init__(self, condition_width: int, width: int, num: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(condition_width, num * width)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, condition: Tensor) -> Tensor:
+        return self.linear(F.silu(condition))
+
+
+class OwnModulation(nn.Module):
+    """A block's own projection: condition (..., condition_width) to `num` vectors of `width`."""
+
+    def __init__(self, condition_width: int, width: int, num: int) -> None:
+        super().__init__()
+        self.num = num
+        self.projection = ModulationProjection(condition_width, width, num)
+
+    def forward(self, condition: Tensor) -> tuple[Tensor, ...]:
+        return self.projection(condition).chunk(self.num, -1)
+
+
+class OffsetModulation(nn.Module):
+    """A block's learned offsets to what one shared projection gives: (..., >= num * width) to `num` vectors of `width`.
+
+    A block that needs fewer vectors than the projection has takes the first ones.
+    """
+
+    def __init__(self, width: int, num: int) -> None:
+        super().__init__()
+        self.num = num
+        self.offset = nn.Parameter(torch.zeros(num * width))
+
+    def forward(self, projected: Tensor) -> tuple[Tensor, ...]:
+        return (projected[..., : self.offset.shape[0]] + self.offset).chunk(self.num, -1)

@@ -1,0 +1,38 @@
+"""Residual blocks of the convolutional codecs. Activations (B, T, H, W, C): batch, frames, rows, columns, channels."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitascope.nn.causal_conv import CausalConv3d, Kernel, TailCache
+
+
+class ChannelNorm(nn.Module):
+    """Root-mean-square norm over the channels (last axis) of each cell, so that neither time nor tiles mix."""
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean_square = x.float().square().mean(dim=-1, keepdim=True)
+        return x * torch.rsqrt(mean_square + self.eps).to(x.dtype) * self.weight.to(x.dtype)
+
+
+class ResidualBlock(nn.Module):
+    """norm, SiLU, causal convolution, twice, around a skip. (B, T, H, W, C) -> the same shape."""
+
+    def __init__(self, channels: int, kernel: Kernel = (3, 3, 3)) -> None:
+        super().__init__()
+        self.norm1 = ChannelNorm(channels)
+        self.conv1 = CausalConv3d(channels, channels, kernel)
+        self.norm2 = ChannelNorm(channels)
+        self.conv2 = CausalConv3d(channels, channels, kernel)
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x: Tensor, cache: TailCache | None = None) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)), cache)
+        return x + self.conv2(F.silu(self.norm2(h)), cache)

@@ -1,0 +1,1 @@
+"""Floor 1: attention backends and rotary positions, without parameters."""

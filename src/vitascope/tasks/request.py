@@ -1,0 +1,97 @@
+"""What is asked of `generate`: one dataclass, plain enough to be written into the file it makes.
+
+T frames, H and W px, N samples. Times in seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from vitascope.core.errors import InputError, PromptError
+from vitascope.core.shapes import ClipFormat
+
+
+@dataclass(frozen=True)
+class Keyframe:
+    """A picture (3, H, W) uint8 that the clip shows at `time_s`; strength 1 is exactly, 0 not at all.
+
+    `source` names the file it came from, for the recipe.
+    """
+
+    time_s: float
+    picture: Tensor
+    strength: float = 1.0
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.strength <= 1.0:
+            raise InputError(f"the strength of a keyframe lies in [0, 1], got {self.strength}")
+        if not self.time_s >= 0.0:
+            raise InputError(f"the time of a keyframe must not be negative, got {self.time_s} s")
+
+
+@dataclass(frozen=True)
+class Given:
+    """What is known of the clip besides its prompt.
+
+    keyframes: pictures at times (an image to start from is one at 0). audio: samples (N,) at the clip's rate, kept as
+    they are; the video follows them. video: frames (T, 3, H, W) uint8 of the clip's own size and length, kept as they
+    are; the sound follows them. past and past_audio: frames and samples that come before the clip, which goes on from
+    them. camera: path (T, 7) of position (world units), yaw, pitch, roll (radians) and field of view (degrees) a frame.
+    """
+
+    keyframes: tuple[Keyframe, ...] = ()
+    audio: Tensor | None = None
+    video: Tensor | None = None
+    past: Tensor | None = None
+    past_audio: Tensor | None = None
+    camera: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.video is not None and (self.keyframes or self.past is not None):
+            raise InputError("a video whose sound is made is known whole: it goes with neither keyframes nor a past")
+        if self.audio is not None and (self.video is not None or self.past is not None):
+            raise InputError("given audio is known whole: it goes with neither a given video nor a past")
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """One clip to make. None means the pipeline's own default; `guidance_scale` is w in uncond + w (cond - uncond)."""
+
+    prompt: str
+    negative_prompt: str = ""
+    format: ClipFormat = ClipFormat()
+    seed: int = 0
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    sampler: str | None = None
+    given: Given = field(default_factory=Given)
+
+    def __post_init__(self) -> None:
+        if not self.prompt.strip():
+            raise PromptError("the prompt is empty: describe the clip, for example 'a red ball bounces on a gray background'")
+        if self.num_inference_steps is not None and not 1 <= self.num_inference_steps <= 1000:
+            raise InputError(f"the number of inference steps lies in 1..1000, got {self.num_inference_steps}")
+        if self.guidance_scale is not None and not 0.0 <= self.guidance_scale <= 30.0:
+            raise InputError(f"the guidance scale lies in [0, 30], got {self.guidance_scale}")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"the seed lies in 0..2^63 - 1, got {self.seed}")
+
+    def settings(self) -> dict[str, Any]:
+        """The request without its tensors, as JSON values."""
+        fmt = self.format
+        return {
+            "prompt": self.prompt,
+            "negative_prompt": self.negative_prompt,
+            "width": fmt.width_px,
+            "height": fmt.height_px,
+            "fps": fmt.fps,
+            "num_frames": fmt.num_frames,
+            "seed": self.seed,
+            "num_inference_steps": self.num_inference_steps,
+            "guidance_scale": self.guidance_scale,
+            "sampler": self.sampler,
+        }

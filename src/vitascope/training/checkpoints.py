@@ -1,0 +1,78 @@
+"""Training checkpoints: written whole or not at all, the last few kept.
+
+A checkpoint is one file `step_00001000.pt` of tensors and plain values (read with `weights_only=True`). It is written
+to a temporary file beside it, flushed to the disk and renamed, so a crash at any moment leaves the earlier ones whole.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+
+from vitascope.core.errors import TrainingError
+
+FORMAT = 1
+_NAME = re.compile(r"step_(\d{8,})\.pt")
+
+
+def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """(step, file) of every whole checkpoint in `folder`, oldest first."""
+    if not folder.is_dir():
+        return []
+    found = [(_NAME.fullmatch(path.name), path) for path in folder.iterdir()]
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def write_checkpoint(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> Path:
+    """Write `state` as the checkpoint of `step`, then drop all but the newest `keep`.
+
+    Raises TrainingError when the disk refuses; no partial file is left behind.
+    """
+    target = folder / f"step_{step:08d}.pt"
+    temporary = folder / f".{target.name}.{os.getpid()}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            torch.save({"format": FORMAT, "step": step, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+        sync_folder(folder)
+    except (OSError, RuntimeError) as error:
+        raise TrainingError(f"checkpoint {target} cannot be written: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    for _, path in list_checkpoints(folder)[:-keep]:
+        path.unlink()
+    for stale in folder.glob(".step_*.tmp"):
+        stale.unlink(missing_ok=True)
+    return target
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The state of a checkpoint, on the CPU. Raises TrainingError when the file is damaged or of another format."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, UnpicklingError, EOFError, KeyError, ValueError) as error:
+        raise TrainingError(f"checkpoint {path} cannot be read: {error}") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise TrainingError(f"checkpoint {path} is not of format {FORMAT}")
+    return state
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename inside `folder` survive a power cut, where the system can."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,1 @@
+"""Losses as functions of tensors, apart from data, models and the loop."""

@@ -1,0 +1,175 @@
+"""Training the causal video codec on crops of rendered clips."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitascope.core.errors import choice
+from vitascope.core.random import derive_seed, generator
+from vitascope.core.shapes import ClipFormat
+from vitascope.media.pictures import contact_sheet
+from vitascope.models.codecs.causal_video.config import PRESETS
+from vitascope.models.codecs.causal_video.model import CausalVideoCodec
+from vitascope.training.objectives.video_codec import (
+    VideoCodecWeights,
+    kl_divergence,
+    psnr,
+    reconstruction_terms,
+)
+from vitascope.training.recipe import Recipe
+from vitascope.weights.checkpoint import save_checkpoint
+from vitascope.world.casting import draw_scene
+from vitascope.world.render import render
+
+
+@dataclass(frozen=True)
+class VideoCodecOptions:
+    """What the codec is and what it sees.
+
+    batch_size crops of crop_frames (1 + k*time) x crop_px x crop_px, `crops_per_clip` from each rendered clip of
+    `clip_px` px; recoloured_fraction of the clips have their colour channels permuted and scaled, so that the codec
+    meets more colours than the world has. Validation: that many whole held-out clips.
+    """
+
+    preset: str = "pocket"
+    batch_size: int = 16
+    crops_per_clip: int = 2
+    clip_px: int = 128
+    crop_px: int = 64
+    crop_frames: int = 17
+    recoloured_fraction: float = 0.2
+    validation_clips: int = 16
+    weights: VideoCodecWeights = VideoCodecWeights()
+
+
+def build(recipe: Recipe, device: torch.device) -> VideoCodecStage:
+    """The stage of a recipe."""
+    options: VideoCodecOptions = recipe.options
+    choice("video_codec.preset", options.preset, PRESETS)
+    return VideoCodecStage(options, recipe.seed, recipe.loop.compile)
+
+
+class VideoCodecStage:
+    """Codec, crops, reconstruction loss; see `training.stage.Stage`."""
+
+    def __init__(self, options: VideoCodecOptions, seed: int, compile_loss: bool) -> None:
+        self.options = options
+        self.seed = seed
+        self.format = ClipFormat(width_px=options.clip_px, height_px=options.clip_px)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "init"))
+            self.codec = CausalVideoCodec(PRESETS[options.preset])
+        self._terms = torch.compile(self.terms) if compile_loss else self.terms
+
+    @property
+    def model(self) -> nn.Module:
+        return self.codec
+
+    def batch(self, index: int) -> dict[str, Any]:
+        """Crops (B, 3, T, h, w) uint8 of freshly rendered clips."""
+        opts = self.options
+        num_clips = -(-opts.batch_size // opts.crops_per_clip)
+        seeds = [derive_seed(self.seed, "clip", index * num_clips + i) for i in range(num_clips)]
+        clips = render([draw_scene(seed) for seed in seeds], self.format).movedim(2, -1)
+        draw = generator(self.seed, "crop", index)
+        crops = []
+        for number in range(opts.batch_size):
+            clip = clips[number % num_clips]
+            start = [self._place(length, size, draw) for length, size in zip(clip.shape, self._crop(), strict=False)]
+            t, y, x = (slice(first, first + size) for first, size in zip(start, self._crop(), strict=True))
+            crops.append(self._recolour(clip[t, y, x], draw))
+        return {"frames": torch.stack(crops)}
+
+    def _crop(self) -> tuple[int, int, int]:
+        return self.options.crop_frames, self.options.crop_px, self.options.crop_px
+
+    @staticmethod
+    def _place(length: int, size: int, draw: torch.Generator) -> int:
+        return int(torch.randint(length - size + 1, (), generator=draw))
+
+    def _recolour(self, crop: Tensor, draw: torch.Generator) -> Tensor:
+        chance, gain, lift = torch.rand(3, generator=draw).tolist()
+        order = torch.randperm(3, generator=draw)
+        if chance >= self.options.recoloured_fraction:
+            return crop
+        return (
+            (crop[..., order].float() * (0.4 + 0.6 * gain) + 100.0 * (1.0 - gain) * lift).clamp(0, 255).to(torch.uint8)
+        )
+
+    def loss(self, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        frames = batch["frames"].movedim(-1, 1).float() / 127.5 - 1.0
+        shape = (len(frames), self.codec.latent_channels, *self._latent_grid())
+        noise = torch.randn(shape, generator=generator, device=frames.device)
+        terms = self._terms(frames, noise)
+        weights = self.options.weights
+        loss = torch.stack([getattr(weights, name) * term for name, term in terms.items()]).sum()
+        metrics = {name: term.detach() for name, term in terms.items()}
+        return loss, {**metrics, "psnr_db": psnr(metrics["squared"])}
+
+    def _latent_grid(self) -> tuple[int, int, int]:
+        strides, side = self.codec.strides, self.options.crop_px
+        return 1 + (self.options.crop_frames - 1) // strides.time, side // strides.height, side // strides.width
+
+    def terms(self, frames: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """Loss terms by the names of VideoCodecWeights; `noise` draws from the posterior."""
+        mean, log_variance = self.codec.posterior(frames)
+        mean, log_variance = mean.float(), log_variance.float()
+        latents = mean + noise * torch.exp(0.5 * log_variance)
+        terms = reconstruction_terms(frames, self.codec.decode(latents).float())
+        small = self.codec.preview(latents.detach()).float()
+        scale = frames.shape[-1] // small.shape[-1]
+        target = nn.functional.avg_pool3d(frames, (1, scale, scale))
+        return {**terms, "kl": kl_divergence(mean, log_variance), "preview": (small - target).square().mean()}
+
+    def validate(self, model: nn.Module, folder: Path, step: int) -> dict[str, float]:
+        assert isinstance(model, CausalVideoCodec)
+        squared, shown, previews = [], [], []
+        device = next(model.parameters()).device
+        for number in range(self.options.validation_clips):
+            scene = draw_scene(derive_seed(self.seed, "validation", number), split="held_out")
+            clip = render([scene], self.format)[0]
+            frames = clip.to(device).movedim(0, 1)[None].float() / 127.5 - 1.0
+            latents = model.encode(frames)
+            decoded = ((model.decode(latents).clamp(-1, 1) + 1.0) * 127.5).round() / 127.5 - 1.0
+            squared.append((decoded - frames).square().mean())
+            small = nn.functional.avg_pool3d(frames, (1, 2, 2))
+            previews.append((model.preview(latents) - small).square().mean())
+            if number < 8:
+                both = torch.cat([frames, decoded], dim=3)[0].movedim(1, 0)
+                shown.append(((both + 1.0) * 127.5).round().to(torch.uint8).cpu())
+        contact_sheet(shown, folder / "codec.png")
+        per_clip = psnr(torch.stack(squared))
+        figures = {
+            "psnr_db": per_clip.mean(),
+            "psnr_min_db": per_clip.min(),
+            "preview_db": psnr(torch.stack(previews)).mean(),
+        }
+        return {name: float(value) for name, value in figures.items()}
+
+    def export(self, model: nn.Module, folder: Path) -> list[Path]:
+        """Write the codec in half precision, with the statistics of its latents."""
+        assert isinstance(model, CausalVideoCodec)
+        self._measure_latents(model)
+        path = folder / "video_codec.safetensors"
+        tensors = {name: value.half() for name, value in model.state_dict().items()}
+        save_checkpoint(path, tensors, "causal_video", replace(model.config))
+        return [path]
+
+    def _measure_latents(self, model: CausalVideoCodec, num_clips: int = 48) -> None:
+        """Set the mean and standard deviation of every latent channel over clips of the training split."""
+        device = next(model.parameters()).device
+        model.latent_mean.zero_()
+        model.latent_std.fill_(1.0)
+        latents = []
+        for number in range(num_clips):
+            scene = draw_scene(derive_seed(self.seed, "statistics", number))
+            clip = render([scene], self.format)[0].to(device)
+            latents.append(model.encode(clip.movedim(0, 1)[None].float() / 127.5 - 1.0))
+        values = torch.cat(latents).movedim(1, 0).flatten(1)
+        model.latent_mean.copy_(values.mean(dim=1))
+        model.latent_std.copy_(values.std(dim=1))

@@ -1,0 +1,1 @@
+"""Reading and writing weights: one safetensors file per component, its configuration inside."""

@@ -1,0 +1,260 @@
+"""One safetensors file per component: its tensors, its family and its configuration in one place.
+
+The metadata key "config" holds JSON: {"family": ..., **fields}; further metadata keys are free strings ("extra"). The
+header is written here, not by the safetensors library, because the library orders metadata at random: the same
+weights and configuration must give the same bytes on every run. Reading is the library's.
+Format: https://huggingface.co/docs/safetensors (8 bytes header length, JSON header, tensor data).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from vitascope.core.errors import CheckpointError
+from vitascope.weights.config import config_to_dict
+
+CONFIG_KEY = "config"
+DIGEST_BYTES = 20
+_CHUNK_BYTES = 1 << 20
+
+_DTYPE_NAMES: dict[torch.dtype, str] = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds: the family's name, its configuration (without the family), tensors and free metadata."""
+
+    family: str
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    extra: dict[str, str] = field(default_factory=dict)
+
+
+def save_checkpoint(
+    path: str | Path,
+    state_dict: Mapping[str, Tensor],
+    family: str,
+    config: Any,
+    extra: Mapping[str, str] | None = None,
+) -> None:
+    """Write weights with their configuration (a dataclass or a dict of JSON values) to `path`.
+
+    The file appears whole or not at all: it is written beside its place, flushed to the disk and renamed. The same
+    content gives the same bytes. Tensors are stored contiguously; shared storage is written once per name.
+    Raises CheckpointError if the folder or disk does not take the file or a value cannot be stored.
+    """
+    fields = dict(config) if isinstance(config, Mapping) else config_to_dict(config)
+    if not family or fields.get("family", family) != family:
+        raise CheckpointError(f"the configuration's family must be one non-empty name, got {family!r}")
+    metadata = dict(extra or {})
+    if CONFIG_KEY in metadata:
+        raise CheckpointError(f"extra metadata cannot use the key {CONFIG_KEY!r}")
+    for key, value in metadata.items():
+        if not isinstance(value, str):
+            raise CheckpointError(f"extra metadata must be strings, but {key!r} is {value!r}")
+    try:
+        metadata[CONFIG_KEY] = json.dumps({**fields, "family": family}, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"the configuration of {family} cannot be written as JSON: {error}") from error
+    header, order = _header(state_dict, metadata)
+    with atomic_file(path) as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for name in order:
+            flat = state_dict[name].detach().to("cpu").contiguous().reshape(-1)
+            file.write(flat.view(torch.uint8).numpy())
+
+
+def load_checkpoint(path: str | Path, *, family: str | None = None, device: str = "cpu") -> Checkpoint:
+    """Read a file written by `save_checkpoint`, tensors on `device`.
+
+    Raises CheckpointError if the file is missing, damaged, not a safetensors file, without a configuration, or, where
+    `family` is given, of another family.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint file at {path}")
+    try:
+        with safe_open(path, framework="pt", device=device) as file:
+            metadata = dict(file.metadata() or {})
+            config = _read_config(path, metadata)
+            found = config.pop("family")
+            if family is not None and found != family:
+                raise CheckpointError(f"{path} holds a model of family {found!r}, but {family!r} is needed")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file: {_one_line(error)}") from error
+    return Checkpoint(found, config, tensors, metadata)
+
+
+def load_into(module: nn.Module, tensors: Mapping[str, Tensor], *, name: str = "") -> None:
+    """Load `tensors` into `module`, one for one: every key present, none left over, every shape equal.
+
+    Nothing is loaded unless everything fits. Values are cast to the module's dtypes (float to float, integer to
+    integer); a module on the meta device takes the tensors themselves. `name` says in errors whose weights these are.
+    Raises CheckpointError.
+    """
+    label = name or type(module).__name__
+    own = module.state_dict()
+    problems = [
+        _listing("missing", [key for key in own if key not in tensors]),
+        _listing("unknown", [key for key in tensors if key not in own]),
+        _listing(
+            "mis-shaped", [_shapes(k, t, own[k]) for k, t in tensors.items() if k in own and t.shape != own[k].shape]
+        ),
+        _listing(
+            "of another kind", [_kinds(k, t, own[k]) for k, t in tensors.items() if k in own and _differs(t, own[k])]
+        ),
+    ]
+    if any(problems):
+        raise CheckpointError(f"weights do not fit {label}: {'; '.join(filter(None, problems))}")
+    on_meta = any(tensor.is_meta for tensor in own.values())
+    cast = {key: tensor.to(own[key].dtype) for key, tensor in tensors.items()} if on_meta else dict(tensors)
+    module.load_state_dict(cast, strict=True, assign=on_meta)
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
+    """A binary file that takes the name `path` only when the block ends well; else nothing is left behind.
+
+    The folder is made if it is missing. OSError (full disk, no permission) becomes CheckpointError.
+    """
+    target = Path(path).resolve()
+    if target.exists() and not target.is_file():
+        raise CheckpointError(f"cannot write {path}: it is there and is not a plain file")
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with part.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, target)
+        finally:
+            part.unlink(missing_ok=True)
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error.strerror or _one_line(error)}") from error
+
+
+def file_digest(path: str | Path) -> str:
+    """BLAKE2b digest (40 hex digits) of a file's bytes. Raises CheckpointError if it cannot be read."""
+    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    try:
+        with Path(path).open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or _one_line(error)}") from error
+    return digest.hexdigest()
+
+
+def directory_digest(path: str | Path) -> str:
+    """BLAKE2b digest (40 hex digits) of all files below a folder: relative names and contents, in sorted order.
+
+    Independent of the folder's place, of dates and of the order of creation. Raises CheckpointError for no folder.
+    """
+    root = Path(path)
+    if not root.is_dir():
+        raise CheckpointError(f"no folder at {path}")
+    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    for name in sorted(file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file()):
+        digest.update(json.dumps([name, file_digest(root / name)]).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _header(state_dict: Mapping[str, Tensor], metadata: dict[str, str]) -> tuple[bytes, list[str]]:
+    """The JSON header, padded so that data begin at a multiple of 8, and the names in the order of their data."""
+    for name, tensor in state_dict.items():
+        if tensor.dtype not in _DTYPE_NAMES:
+            raise CheckpointError(f"tensor {name!r} has dtype {tensor.dtype}, which a checkpoint cannot hold")
+        if tensor.is_meta or tensor.layout != torch.strided:
+            raise CheckpointError(f"tensor {name!r} has no dense values to store")
+    order = sorted(state_dict, key=lambda name: (-state_dict[name].element_size(), name))
+    entries: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    offset = 0
+    for name in order:
+        tensor = state_dict[name]
+        end = offset + tensor.numel() * tensor.element_size()
+        entries[name] = {
+            "dtype": _DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    return header + b" " * (-len(header) % 8), order
+
+
+def _read_config(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    """Take the configuration out of `metadata`; it must be a JSON object with a family."""
+    text = metadata.pop(CONFIG_KEY, None)
+    if text is None:
+        raise CheckpointError(f"{path} has no configuration in its metadata: it was not written by this package")
+    try:
+        config = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path} has a damaged configuration: {error}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("family"), str):
+        raise CheckpointError(f"{path} has a configuration without a family")
+    return config
+
+
+def _listing(what: str, items: list[str], most: int = 3) -> str:
+    if not items:
+        return ""
+    rest = f" and {len(items) - most} more" if len(items) > most else ""
+    return f"{len(items)} {what} ({', '.join(items[:most])}{rest})"
+
+
+def _shapes(key: str, given: Tensor, own: Tensor) -> str:
+    return f"{key} {tuple(given.shape)} for {tuple(own.shape)}"
+
+
+def _kinds(key: str, given: Tensor, own: Tensor) -> str:
+    return f"{key} {given.dtype} for {own.dtype}"
+
+
+def _differs(given: Tensor, own: Tensor) -> bool:
+    return given.is_floating_point() != own.is_floating_point() or (given.dtype == torch.bool) != (
+        own.dtype == torch.bool
+    )
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable where the system can open folders (POSIX)."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
