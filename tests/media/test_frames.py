@@ -14,7 +14,9 @@ sides = st.integers(1, 40)
 
 
 @given(sides, sides, sides, sides, st.sampled_from(FITS))
-def test_fit_gives_exactly_the_size_asked_for(height: int, width: int, new_height: int, new_width: int, how: Fit) -> None:
+def test_fit_gives_exactly_the_size_asked_for(
+    height: int, width: int, new_height: int, new_width: int, how: Fit
+) -> None:
     frames = torch.full((2, 3, height, width), 77, dtype=torch.uint8)
     fitted = fit(frames, new_width, new_height, how)
     assert fitted.shape == (2, 3, new_height, new_width)

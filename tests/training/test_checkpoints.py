@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from vitascope.core.errors import TrainingError
+from vitascope.core.errors import CheckpointError
 from vitascope.training.checkpoints import list_checkpoints, read_checkpoint, write_checkpoint
 
 
@@ -54,7 +54,7 @@ def test_a_write_that_fails_leaves_the_earlier_ones_and_nothing_else(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(TrainingError, match="No space left"):
+    with pytest.raises(CheckpointError, match="No space left"):
         write_checkpoint(tmp_path, 2, {"weights": torch.ones(2)}, keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000001.pt"]
 
@@ -63,11 +63,11 @@ def test_a_write_that_fails_leaves_the_earlier_ones_and_nothing_else(
 def test_damaged_files_are_refused(tmp_path: Path, content: bytes | None) -> None:
     path = write_checkpoint(tmp_path, 1, {"weights": torch.ones(2)}, keep=1)
     path.write_bytes(path.read_bytes()[:-200] if content is None else content)
-    with pytest.raises(TrainingError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="cannot be read"):
         read_checkpoint(path)
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
     torch.save({"format": 99}, tmp_path / "step_00000001.pt")
-    with pytest.raises(TrainingError, match="format"):
+    with pytest.raises(CheckpointError, match="format"):
         read_checkpoint(tmp_path / "step_00000001.pt")

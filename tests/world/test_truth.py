@@ -14,7 +14,7 @@ from vitascope.world.render import render
 from vitascope.world.scene import CAMERAS, DRAWN_BACKGROUNDS, FACE, MOTIONS, SHAPES, Scene, Subject
 from vitascope.world.truth import Truth, ground_truth
 
-FORMAT = ClipFormat(96, 96, 12.0, 9)
+FORMAT = ClipFormat(96, 96, 12.0, 5)
 
 
 def scene_of(motion: str, shape: str = "ball", background: str = "gray", camera: str = "static") -> Scene:

@@ -1,7 +1,7 @@
 """The command `vitascope`: finds the verb, imports that verb alone, and turns whatever goes wrong into one line.
 
-Exit codes: 0 done, 1 a fault of ours (VITASCOPE_TRACEBACK=1 shows where), 2 what was asked for cannot be done (also full
-disks and lack of memory), 130 Ctrl-C, 143 SIGTERM.
+Exit codes: 0 done, 1 a fault of ours (VITASCOPE_TRACEBACK=1 shows where), 2 what was asked for cannot be done (also
+full disks and lack of memory), 130 Ctrl-C, 143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import importlib
 import os
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
@@ -41,6 +40,7 @@ class _TerminatedError(BaseException):
 
 def run() -> NoReturn:
     """Entry point of the console script."""
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(main())
 
 
@@ -50,8 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verb = _verb(arguments)
     name = f"vitascope {verb}" if verb else "vitascope"
     try:
-        _terminate_cleanly()
         code = build_app(arguments)(args=arguments, prog_name="vitascope", standalone_mode=False)
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else DONE
     except (KeyboardInterrupt, typer.Abort):
         return _say(name, "interrupted", INTERRUPTED)
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MemoryError:
         return _say(name, "not enough memory; ask for a smaller size, fewer frames or a smaller batch", REFUSED)
     except BrokenPipeError:
-        # Whoever read our output has left (`| head`): stop quietly, and keep the interpreter from flushing into the pipe.
+        # Whoever read our output has left (`| head`): stop quietly; the interpreter must not flush into the pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except OSError as error:
@@ -138,11 +139,6 @@ def _say(name: str, message: str, code: int) -> int:
     return code
 
 
-def _terminate_cleanly() -> None:
-    """Let SIGTERM unwind the stack like Ctrl-C does. Only the main thread may say so."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise _TerminatedError
-
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, stop)
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """Let SIGTERM unwind the stack like Ctrl-C does."""
+    raise _TerminatedError

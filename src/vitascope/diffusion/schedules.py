@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import inf, isfinite, sqrt
-from typing import Literal, TypeVar
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -20,17 +21,20 @@ from vitascope.core.protocols import Prediction
 from vitascope.diffusion.paths import PREDICTIONS, Path, precise
 
 LevelDensity = Literal["uniform", "logit_normal"]
-Level = TypeVar("Level", float, Tensor)
 LEVEL_DENSITIES: tuple[LevelDensity, ...] = ("uniform", "logit_normal")
 
 
-def shift_level(level: Level, shift: float) -> Level:
+@overload
+def shift_level(level: float, shift: float) -> float: ...
+@overload
+def shift_level(level: Tensor, shift: float) -> Tensor: ...
+def shift_level(level: float | Tensor, shift: float) -> float | Tensor:
     """Move a level (a number or a tensor) towards noise by `shift` > 0; 0 and 1 stay, `1 / shift` undoes it."""
     return shift * level / (1 + (shift - 1) * level)
 
 
 def resolution_shift(num_cells: int, base_cells: int) -> float:
-    """The shift that gives `num_cells` latent cells the noise that `base_cells` have: sqrt(n / m), Esser et al. 2024."""
+    """Shift that gives `num_cells` latent cells the noise that `base_cells` have: sqrt(n / m) (Esser et al. 2024)."""
     if num_cells < 1 or base_cells < 1:
         raise InputError(f"numbers of cells must be positive, got {num_cells} and {base_cells}")
     return sqrt(num_cells / base_cells)
@@ -104,7 +108,7 @@ def check_levels(levels: Sequence[float]) -> list[float]:
     values = [float(level) for level in levels]
     if len(values) < 2 or not all(isfinite(v) and 0 <= v <= 1 for v in values):
         raise InputError(f"a schedule needs two or more levels between 0 and 1, got {values[:8]}")
-    if any(after >= before for before, after in zip(values, values[1:], strict=False)):
+    if any(after >= before for before, after in pairwise(values)):
         raise InputError(f"the levels of a schedule must fall at every step, got {values[:8]}")
     return values
 

@@ -43,9 +43,13 @@ class ColourModel:
         odds = self.palette.max(0) - self.backgrounds[BACKGROUNDS.index(background)]
         return odds[cell_index(pixels)]
 
-    def colour_scores(self, pixels: Floats) -> Floats:
-        """Log density of each palette colour at pixels (N, 3): (9, N)."""
-        return self.palette[:, cell_index(pixels)]
+    def likeliest_colour(self, pixels: Floats) -> NDArray[np.int64]:
+        """Number of the likeliest palette colour of each pixel (..., 3)."""
+        return self.palette.argmax(0)[cell_index(pixels)]
+
+    def colour_odds(self, pixels: Floats, first: int, second: int) -> Floats:
+        """Log odds (...) of one palette colour against another at pixels (..., 3)."""
+        return (self.palette[first] - self.palette[second])[cell_index(pixels)]
 
 
 def cell_index(pixels: Floats) -> NDArray[np.int64]:

@@ -106,25 +106,37 @@ def fill_holes(mask: Mask) -> Mask:
 
 def box_blur(image: Floats, radius: int) -> Floats:
     """Mean over (2 radius + 1)^2 pixels of an image (..., H, W), edges repeated."""
-    if radius < 1:
-        return image
     size = 2 * radius + 1
-    for axis in (-1, -2):
+    for axis in (-1, -2) if radius > 0 else ():
         pad = [(0, 0)] * image.ndim
-        pad[axis] = (radius + 1, radius)
-        total = np.cumsum(np.pad(image, pad, mode="edge").astype(np.float64), axis=axis)
-        length = total.shape[axis]
-        ahead = np.take(total, range(size, length), axis=axis)
-        behind = np.take(total, range(0, length - size), axis=axis)
-        image = ((ahead - behind) / size).astype(np.float32)
+        pad[axis] = (radius, radius)
+        padded = np.moveaxis(np.pad(image, pad, mode="edge"), axis, -1)
+        length = image.shape[axis]
+        total = padded[..., :length].astype(np.float32)
+        for step in range(1, size):
+            total += padded[..., step : step + length]
+        image = np.moveaxis(total / size, -1, axis)
     return image
+
+
+def _spread(mask: Mask, radius: int, join: np.ufunc, outside: bool) -> Mask:
+    for axis in (-1, -2):
+        pad = [(0, 0)] * mask.ndim
+        pad[axis] = (radius, radius)
+        padded = np.moveaxis(np.pad(mask, pad, constant_values=outside), axis, -1)
+        length = mask.shape[axis]
+        total = padded[..., :length].copy()
+        for step in range(1, 2 * radius + 1):
+            join(total, padded[..., step : step + length], out=total)
+        mask = np.moveaxis(total, -1, axis)
+    return mask
 
 
 def grow(mask: Mask, radius: int) -> Mask:
     """`mask` dilated by a square of `radius` px."""
-    return box_blur(mask.astype(np.float32), radius) > 1e-6
+    return _spread(mask, radius, np.logical_or, False)
 
 
 def shrink(mask: Mask, radius: int) -> Mask:
     """`mask` eroded by a square of `radius` px; the frame's edge does not erode."""
-    return box_blur(mask.astype(np.float32), radius) > 1 - 1e-6
+    return _spread(mask, radius, np.logical_and, True)

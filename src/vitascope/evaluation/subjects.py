@@ -19,7 +19,7 @@ SMALLEST_RADIUS = 0.09
 """Smaller blobs (half frame heights, radius of the disc of equal area) are taken for stars, moons and noise."""
 LONGEST = 1.6
 """Longer blobs (ratio of principal deviations) are clouds and the like: every shape of the theatre is as wide as high."""
-_MAX_FALSE_SUBJECTS = 3
+_MAX_FALSE_COLOURS = 3
 PRESENT_SHARE = 0.5
 """A second subject must be seen in this share of the frames."""
 
@@ -65,29 +65,28 @@ def find_subjects(pixels: Floats, background: str, model: ColourModel) -> list[S
     if not len(large):
         return []
     kept = np.isin(blobs, large)
-    scores = box_blur(model.colour_scores(pixels.reshape(-1, 3)).reshape(-1, *kept.shape), 1)
-    votes = scores.argmax(0)
-    weight = _votes_per_frame(votes, kept)
-    for _ in range(_MAX_FALSE_SUBJECTS):
-        tracks = _tracks_by_colour(pixels, kept, scores, weight, smallest_px)
-        false = [track for track in tracks if _elongation(track.mask) > LONGEST]
-        if not false:
-            return tracks
-        for track in false:
-            weight[:, list(COLOURS).index(track.colour)] = 0
-            kept = kept & ~track.mask
-    return tracks
+    weight = _votes_per_frame(model.likeliest_colour(pixels), kept)
+    first_guess = tracks = _tracks_by_colour(pixels, kept, weight, smallest_px, model)
+    likeliest = model.likeliest_colour(pixels)
+    for _ in range(_MAX_FALSE_COLOURS):
+        false = [list(COLOURS).index(track.colour) for track in tracks if _elongation(track.mask) > LONGEST]
+        if not false or not tracks:
+            break
+        kept = _opened(kept & ~np.isin(likeliest, false), 1)
+        weight = _votes_per_frame(likeliest, kept)
+        tracks = _tracks_by_colour(pixels, kept, weight, smallest_px, model) if kept.any() else []
+    return tracks or first_guess
 
 
 def _tracks_by_colour(
-    pixels: Floats, kept: Mask, scores: Floats, weight: Floats, smallest_px: float
+    pixels: Floats, kept: Mask, weight: Floats, smallest_px: float, model: ColourModel
 ) -> list[SubjectTrack]:
     names = list(COLOURS)
     order = np.argsort(-weight.sum(0))
     first, partner = int(order[0]), _second_colour(weight, order, smallest_px)
     if partner is None:
         return [follow(part, names[first], pixels) for part in _largest_blobs(kept, smallest_px)]
-    nearer = box_blur(scores[first] - scores[partner], 1) > 0
+    nearer = box_blur(model.colour_odds(pixels, first, partner).clip(-6, 6), 2) > 0
     tracks = []
     for colour, own in ((first, kept & nearer), (partner, kept & ~nearer)):
         for part in _largest_blobs(_opened(own, 1), smallest_px)[:1]:

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-import av
+from av.error import FFmpegError
 from PIL import Image
 
 from vitascope.core.errors import MediaError
 
-_WHAT_DECODERS_RAISE = (av.FFmpegError, OSError, EOFError, ValueError, SyntaxError, struct.error, IndexError)
+_WHAT_DECODERS_RAISE = (FFmpegError, OSError, EOFError, ValueError, SyntaxError, struct.error, IndexError)
 """PyAV's errors, and what Pillow lets out of its decoders on damaged files."""
 
 
@@ -70,7 +70,7 @@ def write_errors(path: Path) -> Iterator[None]:
         yield
     except MediaError:
         raise
-    except (av.FFmpegError, OSError) as error:
+    except (FFmpegError, OSError) as error:
         if error.errno == errno.EFBIG:
             raise MediaError(f"{path} cannot be written: the file would exceed the size limit set here") from error
         raise MediaError(f"{path} cannot be written: {reason(error)}") from error

@@ -30,8 +30,8 @@ def resize(frames: Tensor, width_px: int, height_px: int) -> Tensor:
 def fit(frames: Tensor, width_px: int, height_px: int, how: Fit = "crop") -> Tensor:
     """Frames (..., C, H, W) brought to exactly height_px x width_px.
 
-    "crop" keeps the proportions and cuts what overhangs, evenly on both sides; "pad" keeps all and adds black; "stretch"
-    changes the proportions.
+    "crop" keeps the proportions and cuts what overhangs, evenly on both sides; "pad" keeps all and adds black;
+    "stretch" changes the proportions.
     """
     choice("fit", how, FITS)
     height, width = frames.shape[-2:]

@@ -57,7 +57,7 @@ def contact_sheet(
 ) -> Tensor:
     """One row per clip (T, 3, H, W) uint8: `num_columns` frames spread evenly over it, the first and last among them.
 
-    `captions` stand above the rows, spectrograms of `sounds` (N,) below; frames are scaled to `frame_height_px` if given.
+    `captions` stand above the rows, spectrograms of `sounds` (N,) below; frames are scaled to `frame_height_px`.
     """
     if not clips:
         raise ShapeError("a contact sheet needs at least one clip")

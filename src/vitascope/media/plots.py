@@ -34,7 +34,7 @@ PLAIN = PlotStyle()
 
 
 def line_plot(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], style: PlotStyle = PLAIN) -> Tensor:
-    """Curves by name, each (x values, y values); points that are not finite (or not positive under log_y) are left out."""
+    """Curves by name, each (x values, y values); points not finite (under log_y: not positive) are left out."""
     points = {name: _usable(xs, ys, style.log_y) for name, (xs, ys) in series.items()}
     every = [point for curve in points.values() for point in curve]
     if not every:

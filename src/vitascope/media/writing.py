@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Protocol, Self
+from typing import BinaryIO, Protocol, Self, cast
 
 import av
 import numpy as np
 import torch
 from av.audio.resampler import AudioResampler
+from av.audio.stream import AudioStream
+from av.error import FFmpegError
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+from av.video.stream import VideoStream
 from PIL import Image
 from torch import Tensor
 
@@ -78,10 +81,11 @@ def write_clip(
 class ClipWriter:
     """Writes one clip as it comes: frames and samples in any order and in pieces of any length.
 
-    A context manager: leaving it in peace puts the file in place; on any exception nothing is left behind. The kind of file
-    follows the suffix (CONTAINERS). `sample_rate_hz` None means a silent clip; sound is written at 48 kHz (44.1 kHz if
-    that is what it comes at), and a GIF drops it. `metadata` becomes the tags of the file. Raises ShapeError for odd sizes
-    (chroma is halved), MediaError where the file cannot be written.
+    A context manager: leaving it in peace puts the file in place; on any exception nothing is left behind. The kind of
+    file follows the suffix (CONTAINERS). `sample_rate_hz` None means a silent clip; sound is written at 48 kHz (or 44.1
+    kHz if it comes at that), and a GIF drops it. `metadata` becomes the tags of the file. The same frames, samples and
+    tags give the same bytes. Raises ShapeError for odd sizes (chroma is halved), MediaError where the file cannot be
+    written.
     """
 
     def __init__(
@@ -143,7 +147,9 @@ class ClipWriter:
         with write_errors(self._path):
             self._open_sink().samples(data.clamp(-1, 1).numpy())
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         with self._stack:
             sink, self._sink = self._open_sink(), None
             if error is None:
@@ -170,7 +176,7 @@ class _Sink(Protocol):
 
 
 class _HonestFile:
-    """The file as FFmpeg writes to it. PyAV drops some errors of a file on the way: the first is kept here to be raised."""
+    """The file as FFmpeg writes to it. PyAV drops some errors of a file on the way: the first is kept to be raised."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -210,19 +216,25 @@ class _AvSink:
         self._file = _HonestFile(file)
         self._container = av.open(self._file, "w", format=kind.muxer, options=dict(kind.muxer_options))
         self._container.metadata.update(metadata)
-        self._video = self._container.add_stream(kind.video_codec, rate=fps, options=dict(kind.video_options))
+        video = self._container.add_stream(kind.video_codec, rate=fps, options=dict(kind.video_options))
+        self._video = cast(VideoStream, video)
         self._video.height, self._video.width = size
         self._video.pix_fmt = "yuv420p"
         context = self._video.codec_context
+        context.thread_count = (
+            1  # x264 with several threads gives other bytes from run to run, and from machine to machine
+        )
         context.color_range = ColorRange.MPEG
         context.colorspace = Colorspace.ITU709
         context.color_primaries = ColorPrimaries.BT709
         context.color_trc = ColorTrc.BT709
+        self._fps = fps
         self._num_frames = 0
-        self._audio = None
+        self._audio: AudioStream | None = None
         if sample_rate_hz is not None and kind.audio_codec is not None:
             rate_hz = 44100 if sample_rate_hz == 44100 and kind.audio_codec == "aac" else 48000
-            self._audio = self._container.add_stream(kind.audio_codec, rate=rate_hz, layout="mono")
+            audio = self._container.add_stream(kind.audio_codec, rate=rate_hz, layout="mono")
+            self._audio = cast(AudioStream, audio)
             self._audio.bit_rate = 128_000
             self._resampler = AudioResampler(format="fltp", layout="mono", rate=rate_hz)
             self._input_rate_hz = sample_rate_hz
@@ -233,7 +245,7 @@ class _AvSink:
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
             frame.pts = self._num_frames
-            frame.time_base = 1 / Fraction(self._video.codec_context.rate)
+            frame.time_base = 1 / self._fps
             self._num_frames += 1
             self._container.mux(self._video.encode(frame))
             self._file.check()
@@ -265,12 +277,12 @@ class _AvSink:
     def abandon(self) -> None:
         try:
             self._container.close()
-        except (av.FFmpegError, OSError):
+        except (FFmpegError, OSError):
             return  # what made us give up is being raised already
 
 
 class _GifSink:
-    """An animated GIF: a palette per frame, delays in hundredths of a second that keep to the clip's time on average."""
+    """An animated GIF: a palette per frame, delays in hundredths of a second that on average keep the clip's time."""
 
     def __init__(self, file: BinaryIO, fps: Fraction, metadata: Mapping[str, str]) -> None:
         self._file = file

@@ -39,8 +39,8 @@ class Given:
 
     keyframes: pictures at times (an image to start from is one at 0). audio: samples (N,) at the clip's rate, kept as
     they are; the video follows them. video: frames (T, 3, H, W) uint8 of the clip's own size and length, kept as they
-    are; the sound follows them. past and past_audio: frames and samples that come before the clip, which goes on from
-    them. camera: path (T, 7) of position (world units), yaw, pitch, roll (radians) and field of view (degrees) a frame.
+    are; the sound follows them. past and past_audio: frames and samples that the clip begins with and goes on from (past
+    audio is not needed where the audio is given). camera: path (T, 7) of position (world units), yaw, pitch, roll (radians) and field of view (degrees) a frame.
     """
 
     keyframes: tuple[Keyframe, ...] = ()
@@ -53,8 +53,8 @@ class Given:
     def __post_init__(self) -> None:
         if self.video is not None and (self.keyframes or self.past is not None):
             raise InputError("a video whose sound is made is known whole: it goes with neither keyframes nor a past")
-        if self.audio is not None and (self.video is not None or self.past is not None):
-            raise InputError("given audio is known whole: it goes with neither a given video nor a past")
+        if self.audio is not None and self.video is not None:
+            raise InputError("with both the video and the audio given there is nothing to make")
 
 
 @dataclass(frozen=True)

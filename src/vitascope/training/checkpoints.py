@@ -6,7 +6,6 @@ to a temporary file beside it, flushed to the disk and renamed, so a crash at an
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import Any
 
 import torch
 
-from vitascope.core.errors import TrainingError
+from vitascope.core.errors import CheckpointError
+from vitascope.weights.checkpoint import atomic_file
 
 FORMAT = 1
 _NAME = re.compile(r"step_(\d{8,})\.pt")
@@ -32,47 +32,27 @@ def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
 def write_checkpoint(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> Path:
     """Write `state` as the checkpoint of `step`, then drop all but the newest `keep`.
 
-    Raises TrainingError when the disk refuses; no partial file is left behind.
+    Raises CheckpointError when the disk refuses; no partial file is left behind.
     """
     target = folder / f"step_{step:08d}.pt"
-    temporary = folder / f".{target.name}.{os.getpid()}.tmp"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with atomic_file(target) as file:
             torch.save({"format": FORMAT, "step": step, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-        sync_folder(folder)
-    except (OSError, RuntimeError) as error:
-        raise TrainingError(f"checkpoint {target} cannot be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    except RuntimeError as error:  # torch's own writer meets a full disk as this
+        raise CheckpointError(f"cannot write {target}: {error}") from error
     for _, path in list_checkpoints(folder)[:-keep]:
         path.unlink()
-    for stale in folder.glob(".step_*.tmp"):
+    for stale in folder.glob(".step_*.part"):
         stale.unlink(missing_ok=True)
     return target
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The state of a checkpoint, on the CPU. Raises TrainingError when the file is damaged or of another format."""
+    """The state of a checkpoint, on the CPU. Raises CheckpointError when the file is damaged or of another format."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, UnpicklingError, EOFError, KeyError, ValueError) as error:
-        raise TrainingError(f"checkpoint {path} cannot be read: {error}") from error
+        raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise TrainingError(f"checkpoint {path} is not of format {FORMAT}")
+        raise CheckpointError(f"checkpoint {path} is not of format {FORMAT}")
     return state
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename inside `folder` survive a power cut, where the system can."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -25,7 +25,7 @@ from vitascope.training.ema import Ema
 from vitascope.training.metrics import Means, MetricsLog
 from vitascope.training.optimizers import build_optimizers, learning_rate_factor
 from vitascope.training.recipe import Recipe
-from vitascope.training.stage import Batch, HasInputs, Stage
+from vitascope.training.stage import Batch, HasInputs, NeedsPreparation, Stage
 
 CPU = torch.device("cpu")
 
@@ -74,6 +74,8 @@ def run(stage: Stage, recipe: Recipe, options: RunOptions) -> RunResult:
     """
     trainer = Trainer(stage, recipe, options.device)
     state = _state_to_resume(trainer, options)
+    if isinstance(stage, NeedsPreparation):
+        stage.prepare(lambda text: options.report(Progress(trainer.step, recipe.loop.num_steps, event=text)))
     if state is not None:
         trainer.load_state_dict(state)
     options.folder.mkdir(parents=True, exist_ok=True)

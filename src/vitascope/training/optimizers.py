@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import cos, pi
 from typing import Any
 
@@ -33,10 +33,16 @@ def learning_rate_factor(step: int, num_steps: int, schedule: ScheduleRecipe) ->
 
 
 class Optimizers:
-    """One or two optimisers stepped together, with one learning-rate factor."""
+    """One or two optimisers stepped together, with one learning-rate factor.
 
-    def __init__(self, parts: dict[str, torch.optim.Optimizer]) -> None:
+    views: pairs of a parameter and the matrix through which its optimiser sees it; they share their memory.
+    """
+
+    def __init__(
+        self, parts: dict[str, torch.optim.Optimizer], views: Sequence[tuple[nn.Parameter, nn.Parameter]] = ()
+    ) -> None:
         self.parts = parts
+        self._views = views
         self._peaks = {name: [group["lr"] for group in part.param_groups] for name, part in parts.items()}
 
     def set_factor(self, factor: float) -> None:
@@ -47,8 +53,12 @@ class Optimizers:
 
     def step(self) -> None:
         """One step of each optimiser."""
+        for parameter, matrix in self._views:
+            matrix.grad = None if parameter.grad is None else parameter.grad.reshape(matrix.shape)
         for part in self.parts.values():
             part.step()
+        for _, matrix in self._views:
+            matrix.grad = None
 
     def state_dict(self) -> dict[str, Any]:
         """States by optimiser name."""
@@ -70,13 +80,18 @@ class Optimizers:
 def build_optimizers(model: nn.Module, recipe: OptimizerRecipe, device: torch.device) -> Optimizers:
     """The optimisers of a model, which must already be on its device.
 
-    Weight decay falls on matrices and kernels alone, never on vectors, biases, norms or names in `adamw_names`.
+    Muon takes a convolution kernel as the matrix of its output channels by all the rest. Weight decay falls on matrices
+    and kernels alone, never on vectors, biases, norms or names in `adamw_names`.
     """
     muon, decayed, plain = [], [], []
+    views: list[tuple[nn.Parameter, nn.Parameter]] = []
     for name, parameter in _trainable(model):
         special = any(part in name for part in recipe.adamw_names)
         if recipe.name == "muon" and parameter.ndim == 2 and not special:
             muon.append(parameter)
+        elif recipe.name == "muon" and parameter.ndim > 2 and not special:
+            views.append((parameter, nn.Parameter(parameter.detach().view(len(parameter), -1))))
+            muon.append(views[-1][1])
         else:
             (plain if parameter.ndim < 2 or special else decayed).append(parameter)
     groups = [
@@ -99,7 +114,7 @@ def build_optimizers(model: nn.Module, recipe: OptimizerRecipe, device: torch.de
         )
     if not parts:
         raise TrainingError("the model has no trainable parameters")
-    return Optimizers(parts)
+    return Optimizers(parts, views)
 
 
 def _trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

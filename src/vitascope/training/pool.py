@@ -4,7 +4,7 @@ A pool is a folder named by the content it holds: the hash of the codecs' weight
 format, mix and seed. So a pool of other weights or another world is another folder, never a stale one. It holds shards
 
     shard_00012.safetensors    video (N, C, T, h, w) and audio (N, C, n) latents, bf16; camera (N, T, 7), fp32;
-                               still (N, C, h, w), the latent of one frame frozen, and still_frame (N,), its latent frame;
+                               still (N, C, h, w), the latent of one frame frozen, still_frame (N,), where it is;
                                scenes, JSON in bytes, and scene_ends (N,), where each one ends
     manifest.json              what the name is the hash of
 
@@ -17,53 +17,46 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from vitascope.core.errors import CheckpointError, InputError, TrainingError
-from vitascope.core.protocols import AudioCodec, VideoCodec
+from vitascope.core.errors import InputError, TrainingError
+from vitascope.core.protocols import AudioCodec
 from vitascope.core.random import derive_seed
 from vitascope.core.shapes import ClipFormat, num_audio_latents
-from vitascope.training.checkpoints import sync_folder
+from vitascope.training.codecs import CodecFiles, Codecs
+from vitascope.weights.checkpoint import atomic_file
 from vitascope.world.camera import camera_path
-from vitascope.world.casting import draw_scene
+from vitascope.world.casting import SceneMix, Split, draw_scene
 from vitascope.world.render import render
 from vitascope.world.scene import Scene, Subject
-from vitascope.world.sound import synthesise
+from vitascope.world.sound import synthesise_batch
 
 FORMAT = 1
-NOT_RENDERED = frozenset({"__init__.py", "captions.py", "truth.py"})
+NOT_RENDERED = frozenset({"__init__.py", "captions.py", "grammar.py", "truth.py"})
 """Modules of the world that do not change what a clip looks or sounds like."""
 
 
 @dataclass(frozen=True)
-class Codecs:
-    """The two codecs, on their device."""
-
-    video: VideoCodec
-    audio: AudioCodec
-
-
-@dataclass(frozen=True)
 class PoolSpec:
-    """Which clips a pool holds. `weights`: content hashes of the codec files; `mix`: options of the scene mix."""
+    """Which clips a pool holds. `weights`: content hashes of the codec files by name."""
 
     weights: dict[str, str]
-    mix: dict[str, Any]
+    mix: SceneMix
     fmt: ClipFormat
     audio_patch: int = 4
     seed: int = 0
-    split: Literal["train", "held_out"] = "train"
+    split: Split = "train"
     num_clips: int = 8192
     shard_clips: int = 256
 
@@ -81,19 +74,11 @@ class PoolSpec:
         del fields["num_clips"]
         return {"format": FORMAT, "world": world_hash(), **fields}
 
+    @cached_property
     def digest(self) -> str:
         """The name of the pool."""
         text = json.dumps(self.identity(), sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def file_hash(path: Path) -> str:
-    """Hash of a file's content. Raises CheckpointError when it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def world_hash() -> str:
@@ -162,19 +147,20 @@ def encode_clips(numbers: Sequence[int], spec: PoolSpec, codecs: Codecs, device:
 def _sound(scenes: Sequence[Scene], spec: PoolSpec, codec: AudioCodec) -> Tensor:
     """Samples (B, 1, N) of the scenes, with silence up to a whole number of latents and patches."""
     latents = num_audio_latents(spec.fmt.duration_s, codec.sample_rate_hz / codec.hop, spec.audio_patch)
-    sound = torch.stack([synthesise(scene, spec.fmt) for scene in scenes])
+    sound = synthesise_batch(scenes, spec.fmt)
     return torch.nn.functional.pad(sound, (0, latents * codec.hop - sound.shape[-1]))[:, None]
 
 
 def pool_scene(spec: PoolSpec, number: int) -> Scene:
     """Scene `number` of a pool."""
-    return draw_scene(derive_seed(spec.seed, "pool", spec.split, number), split=spec.split)
+    seed = derive_seed(spec.seed, "pool", spec.split, number)
+    return draw_scene(seed, mix=spec.mix, split=spec.split, fmt=spec.fmt)
 
 
 def build_shard(
     folder: Path, spec: PoolSpec, codecs: Codecs, device: torch.device, index: int, chunk: int = 16
 ) -> None:
-    """Render, encode and write one shard. Raises TrainingError when the disk refuses."""
+    """Render, encode and write one shard. Raises CheckpointError when the disk refuses."""
     numbers = range(index * spec.shard_clips, (index + 1) * spec.shard_clips)
     parts = [encode_clips(numbers[i : i + chunk], spec, codecs, device) for i in range(0, len(numbers), chunk)]
     tensors = {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
@@ -184,21 +170,8 @@ def build_shard(
     texts = [scene_to_json(pool_scene(spec, number)).encode() for number in numbers]
     tensors["scenes"] = torch.frombuffer(bytearray(b"".join(texts)), dtype=torch.uint8)
     tensors["scene_ends"] = torch.tensor([len(text) for text in texts]).cumsum(0)
-    _write_shard(_shard_path(folder, index), tensors, {"pool": spec.digest(), "index": str(index)})
-
-
-def _write_shard(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(tensors, temporary, metadata)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except (OSError, SafetensorError) as error:
-        raise TrainingError(f"shard {path} cannot be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_file(_shard_path(folder, index)) as file:
+        file.write(save(tensors, {"pool": spec.digest, "index": str(index)}))
 
 
 def _shard_path(folder: Path, index: int) -> Path:
@@ -209,7 +182,7 @@ def is_whole(folder: Path, spec: PoolSpec, index: int) -> bool:
     """Whether shard `index` is there and is one of this pool."""
     try:
         with safe_open(_shard_path(folder, index), "pt") as file:
-            return file.metadata() == {"pool": spec.digest(), "index": str(index)}
+            return file.metadata() == {"pool": spec.digest, "index": str(index)}
     except (OSError, SafetensorError):
         return False
 
@@ -221,9 +194,9 @@ def missing_shards(folder: Path, spec: PoolSpec) -> list[int]:
 
 @dataclass(frozen=True)
 class Builder:
-    """How a pool is built. `load` gives the codecs on a device; it is called once in each process."""
+    """How a pool is built: each of `num_workers` processes loads the codecs on the device."""
 
-    load: Callable[[torch.device], Codecs]
+    codecs: CodecFiles
     device: torch.device
     num_workers: int = 1
 
@@ -231,14 +204,11 @@ class Builder:
 def build_pool(root: Path, spec: PoolSpec, builder: Builder, report: Callable[[int, int], None]) -> Path:
     """Build what is missing of a pool under `root`; return its folder. `report(clips there, clips in all)` as it grows.
 
-    Idempotent: several calls, also after a crash, give the same files. Raises TrainingError when the disk refuses.
+    Idempotent: several calls, also after a crash, give the same files. Raises CheckpointError when the disk refuses.
     """
-    folder = root / spec.digest()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "manifest.json").write_text(json.dumps(spec.identity(), indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise TrainingError(f"pool {folder} cannot be written: {error}") from error
+    folder = root / spec.digest
+    with atomic_file(folder / "manifest.json") as file:
+        file.write(json.dumps(spec.identity(), indent=1).encode() + b"\n")
     missing = missing_shards(folder, spec)
     workers = min(builder.num_workers, len(missing))
     build = _build_apart if workers > 1 else _build_here
@@ -250,7 +220,7 @@ def build_pool(root: Path, spec: PoolSpec, builder: Builder, report: Callable[[i
 def _build_here(folder: Path, spec: PoolSpec, builder: Builder, indices: Sequence[int]) -> Iterator[int]:
     """Build these shards in this process; yields how many are left after each."""
     if indices:
-        codecs = builder.load(builder.device)
+        codecs = builder.codecs.load(builder.device)
         for built, index in enumerate(indices, start=1):
             build_shard(folder, spec, codecs, builder.device, index)
             yield len(indices) - built

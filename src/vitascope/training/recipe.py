@@ -20,6 +20,12 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from vitascope.core.errors import InputError, choice
 
 
+def free(default: Any) -> Any:
+    """A field that may change between a run and its continuation: it decides how long, how often or where, not what is
+    learnt. The number of steps is one, so that a run can be extended; the schedule is then that of the new length."""
+    return field(default=default, metadata={"free": True})
+
+
 @dataclass(frozen=True)
 class OptimizerRecipe:
     """AdamW for everything, or Muon for the hidden matrices and AdamW for the rest.
@@ -68,40 +74,20 @@ class LoopRecipe:
     line. Every `*_every` counts optimiser steps.
     """
 
-    num_steps: int = 1000
+    num_steps: int = free(1000)
     accumulation: int = 1
     clip_norm: float = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
-    num_workers: int = 0
-    prefetch: int = 2
-    log_every: int = 20
-    save_every: int = 500
-    validate_every: int = 1000
-    keep_checkpoints: int = 2
-    max_skipped_steps: int = 10
-    max_minutes: float | None = None
-    tensorboard: bool = False
-
-
-FREE_FIELDS = frozenset(
-    {
-        "loop.num_steps",
-        "loop.num_workers",
-        "loop.prefetch",
-        "loop.log_every",
-        "loop.save_every",
-        "loop.validate_every",
-        "loop.keep_checkpoints",
-        "loop.max_skipped_steps",
-        "loop.max_minutes",
-        "loop.tensorboard",
-    }
-)
-"""Fields that may change between a run and its continuation: they decide how long and how often, not what is learnt.
-
-`num_steps` is among them so that a run can be extended; the schedule is then that of the new length.
-"""
+    num_workers: int = free(0)
+    prefetch: int = free(2)
+    log_every: int = free(20)
+    save_every: int = free(500)
+    validate_every: int = free(1000)
+    keep_checkpoints: int = free(2)
+    max_skipped_steps: int = free(10)
+    max_minutes: float | None = free(None)
+    tensorboard: bool = free(False)
 
 
 @dataclass(frozen=True)
@@ -121,9 +107,9 @@ class Recipe:
         return _plain(asdict(self))
 
     def changes_from(self, earlier: Mapping[str, Any]) -> list[str]:
-        """The fields outside FREE_FIELDS that differ from `earlier` (a `to_dict`), as "name: old -> new"."""
-        old, new = dict(_flat(earlier)), dict(_flat(self.to_dict()))
-        names = [name for name in sorted(old.keys() | new.keys()) if name not in FREE_FIELDS]
+        """The fields that differ from `earlier` (a `to_dict`) and are not free, as "name: old -> new"."""
+        old, new, ignored = dict(_flat(earlier)), dict(_flat(self.to_dict())), set(_free_names(self))
+        names = [name for name in sorted(old.keys() | new.keys()) if name not in ignored]
         return [f"{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in names if old.get(name) != new.get(name)]
 
 
@@ -246,3 +232,12 @@ def _flat(value: Any, where: str = "") -> Iterable[tuple[str, Any]]:
             yield from _flat(item, _join(where, str(key)))
     else:
         yield where, value
+
+
+def _free_names(value: Any, where: str = "") -> Iterable[str]:
+    for item in fields(value):
+        name, inner = _join(where, item.name), getattr(value, item.name)
+        if item.metadata.get("free"):
+            yield name
+        elif is_dataclass(inner):
+            yield from _free_names(inner, name)

@@ -62,6 +62,13 @@ class HasInputs(Protocol):
     def inputs(self) -> dict[str, str]: ...
 
 
+@runtime_checkable
+class NeedsPreparation(Protocol):
+    """A stage with work to do before its first batch; the loop calls `prepare` once, telling `say` how it goes."""
+
+    def prepare(self, say: Callable[[str], None]) -> None: ...
+
+
 @dataclass(frozen=True)
 class StageKind:
     """How a stage is made: the dataclass of its recipe section, and the factory."""

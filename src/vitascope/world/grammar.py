@@ -1,12 +1,23 @@
 """The phrases of the captions: for every word of the theatre the forms in which English says it.
 
-In each tuple the first phrase is the core form; `captions.write_caption` uses all of them, `captions.parse_caption` reads
-all of them and those of the `HEARD_*` tables, which are understood but never written. No phrase stands for two things.
+In each tuple the first phrase is the core form; `captions.write_caption` uses all of them, `captions.parse_caption`
+reads all of them and those of the `HEARD_*` tables, which are understood but never written. No phrase stands for two
+things.
 """
 
 from __future__ import annotations
 
-from vitascope.world.scene import AMBIENCES, BACKGROUNDS, CAMERAS, COLOURS, FACE, MOTIONS, PLAIN_BACKGROUNDS, SHAPES, SIZES
+from vitascope.world.scene import (
+    AMBIENCES,
+    BACKGROUNDS,
+    CAMERAS,
+    COLOURS,
+    FACE,
+    MOTIONS,
+    PLAIN_BACKGROUNDS,
+    SHAPES,
+    SIZES,
+)
 
 Phrases = dict[str, tuple[str, ...]]
 
@@ -70,11 +81,21 @@ GREY = "grey"
 CAMERA_PHRASES: Phrases = {
     "static": ("the camera is static", "static camera", "the camera does not move"),
     **{
-        f"pans {way}": (f"the camera pans {way}", f"the camera is panning {way}", f"panning {way}", f"camera pans {way}")
+        f"pans {way}": (
+            f"the camera pans {way}",
+            f"the camera is panning {way}",
+            f"panning {way}",
+            f"camera pans {way}",
+        )
         for way in ("left", "right", "up", "down")
     },
     **{
-        f"zooms {way}": (f"the camera zooms {way}", f"the camera is zooming {way}", f"zooming {way}", f"camera zooms {way}")
+        f"zooms {way}": (
+            f"the camera zooms {way}",
+            f"the camera is zooming {way}",
+            f"zooming {way}",
+            f"camera zooms {way}",
+        )
         for way in ("in", "out")
     },
     **{

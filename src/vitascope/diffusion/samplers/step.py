@@ -24,6 +24,7 @@ from vitascope.core.tracks import Track, Tracks
 from vitascope.diffusion.paths import Path, precise
 from vitascope.diffusion.schedules import check_levels
 
+ROUNDING = 1e-6  # levels stored in float32 may differ this much from those of the schedule
 Denoise = Callable[[dict[str, Track]], dict[str, Tensor]]
 
 
@@ -83,7 +84,7 @@ class Run:
         self.path = path
         self.start = {name: precise(track.noise) for name, track in tracks.items()}
         highest = max((float(noise.max()) for noise in self.start.values()), default=0.0)
-        if highest > self.levels[0] + 1e-6:
+        if highest > self.levels[0] + ROUNDING:
             raise InputError(
                 f"the schedule starts at level {self.levels[0]:g}, below cells at level {highest:g}: they would be "
                 "taken for cleaner than they are"
@@ -114,7 +115,7 @@ class Run:
         dtype = torch.promote_types(self._tracks[name].values.dtype, torch.float32)
         return Move(
             moving=moving,
-            full=moving & (self.start[name] >= self.levels[index]),
+            full=moving & (self.start[name] >= self.levels[index] - ROUNDING),
             ratio=ratio.to(dtype),
             gain=gain.to(dtype),
             h=torch.where(moving, h, 0.0),

@@ -7,14 +7,18 @@ Everything is drawn from a generator on the CPU, for a whole batch at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from vitascope.core.errors import InputError, choice
 from vitascope.core.shapes import latent_frame_times, num_audio_latents, pixel_frames
-from vitascope.core.tracks import AUDIO, VIDEO
+from vitascope.core.tracks import AUDIO, VIDEO, Track, Tracks
+from vitascope.diffusion.paths import RectifiedFlow
+from vitascope.diffusion.schedules import LevelDistribution, x0_weight
+
+PATH = RectifiedFlow()
 
 Known = tuple[Tensor, Tensor]
 """Known cells (True) of both tracks: video (B, T), audio (B, N)."""
@@ -44,11 +48,17 @@ class ClipCells:
             audio_patch,
         )
 
+    def times_s(self, track: str) -> tuple[float, ...]:
+        """Centre of each latent frame of a track, in seconds."""
+        return self.frame_times_s if track == VIDEO else self.audio_times_s
+
     def audio_frame(self) -> Tensor:
-        """For each audio latent the video frame it sounds in, (N,); whole tokens go with their first latent."""
-        ends = torch.tensor(self.frame_ends_s)
-        times = torch.tensor(self.audio_times_s)[:: self.audio_patch].repeat_interleave(self.audio_patch)
-        return torch.searchsorted(ends, times[: self.num_audio], right=True).clamp_max(self.num_frames - 1)
+        """For each audio latent the first video frame that ends no earlier than its token does, (N,): what the causal
+        strategy of the models goes by. What goes past the last frame counts as of that frame."""
+        period_s = 2 * self.audio_times_s[0]
+        last = torch.tensor(self.audio_times_s)[self.audio_patch - 1 :: self.audio_patch]
+        ends = (last + period_s / 2).repeat_interleave(self.audio_patch)
+        return torch.searchsorted(torch.tensor(self.frame_ends_s) + 1e-3, ends).clamp_max(self.num_frames - 1)
 
 
 def _nothing(count: int, cells: ClipCells, draw: torch.Generator) -> Known:
@@ -112,17 +122,15 @@ ONE_TRACK = list(TASKS).index("one_track")
 
 @dataclass(frozen=True)
 class NoiseLevels:
-    """How levels are drawn: t = sigmoid(mean + std * normal), then shifted, t -> shift t / (1 + (shift - 1) t).
+    """How levels are drawn: from `distribution`, or uniformly for a share of the clips.
 
-    uniform_share: of the clips whose level is uniform instead. per_track_share: of the clips whose audio has a level of
+    per_track_share: of the clips whose audio has a level of
     its own. per_frame_share: of the clips with a level for each frame (audio with the frame it sounds in), one half
     independent, one half rising over time. soft_known_share: of the clips whose known cells carry a little noise, up to
     soft_known_level, as guides of a strength below 1 do.
     """
 
-    mean: float = 0.0
-    std: float = 1.0
-    shift: float = 1.0
+    distribution: LevelDistribution = field(default_factory=LevelDistribution)
     uniform_share: float = 0.1
     per_track_share: float = 0.15
     per_frame_share: float = 0.2
@@ -209,15 +217,9 @@ def _levels(task: Tensor, cells: ClipCells, noise: NoiseLevels, draw: torch.Gene
 
 
 def _draw_level(shape: tuple[int, int], noise: NoiseLevels, draw: torch.Generator) -> Tensor:
-    level = torch.sigmoid(noise.mean + noise.std * torch.randn(shape, generator=draw))
+    level = noise.distribution.sample(shape, draw)
     uniform = torch.rand(shape, generator=draw)
-    level = torch.where(torch.rand(shape, generator=draw) < noise.uniform_share, uniform, level)
-    return noise.shift * level / (1 + (noise.shift - 1) * level)
-
-
-def add_noise(clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
-    """Rectified flow, x_t = (1 - t) x0 + t noise; `level` is broadcastable to `clean`."""
-    return (1 - level) * clean + level * noise
+    return torch.where(torch.rand(shape, generator=draw) < noise.uniform_share, uniform, level)
 
 
 def velocity_weighted_error(x0: Tensor, clean: Tensor, level: Tensor, marked: Tensor, min_level: float) -> Tensor:
@@ -227,6 +229,31 @@ def velocity_weighted_error(x0: Tensor, clean: Tensor, level: Tensor, marked: Te
     x0, clean (B, C, ...); level and marked (B, 1, ...) with as many axes, broadcastable over the rest.
     """
     error = (x0.float() - clean.float()).square().mean(1, keepdim=True)
-    weight = marked.float() / level.float().clamp_min(min_level).square()
+    weight = marked * x0_weight(PATH, level, "velocity", min_level=min_level)
     cells_per_mark = error.numel() / marked.numel()
     return (error * weight).sum() / (marked.sum() * cells_per_mark).clamp_min(1.0)
+
+
+def track_losses(
+    denoise: Callable[[Tracks], dict[str, Tensor]],
+    cells: ClipCells,
+    clean: Mapping[str, Tensor],
+    noise: Mapping[str, Tensor],
+    marks: Mapping[str, tuple[Tensor, Tensor]],
+    min_level: float,
+) -> dict[str, Tensor]:
+    """Loss of each track: `denoise` (to x0) is shown the clean values with noise at their levels.
+
+    clean and noise: video (B, C, T, h, w), audio (B, C, N). marks: levels and marked cells, both (B, T or N).
+    """
+    tracks, marked = {}, {}
+    for name, value in clean.items():
+        shape = (len(value), 1, -1) + (1,) * (value.ndim - 3)
+        level, marked[name] = (mark.reshape(shape) for mark in marks[name])
+        times_s = torch.tensor(cells.times_s(name), device=value.device)
+        tracks[name] = Track(PATH.add_noise(value, noise[name], level), level, times_s)
+    x0 = denoise(tracks)
+    return {
+        name: velocity_weighted_error(x0[name], clean[name], track.noise, marked[name], min_level)
+        for name, track in tracks.items()
+    }

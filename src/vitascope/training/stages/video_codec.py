@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vitascope.core.errors import choice
 from vitascope.core.random import derive_seed, generator
 from vitascope.core.shapes import ClipFormat
-from vitascope.media.pictures import contact_sheet
+from vitascope.media.pictures import contact_sheet, write_picture
 from vitascope.models.codecs.causal_video.config import PRESETS
 from vitascope.models.codecs.causal_video.model import CausalVideoCodec
 from vitascope.training.objectives.video_codec import (
@@ -64,6 +64,7 @@ class VideoCodecStage:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "init"))
             self.codec = CausalVideoCodec(PRESETS[options.preset])
+            self.codec.start_from_components(self._frames("components", 32))
         self._terms = torch.compile(self.terms) if compile_loss else self.terms
 
     @property
@@ -84,6 +85,11 @@ class VideoCodecStage:
             t, y, x = (slice(first, first + size) for first, size in zip(start, self._crop(), strict=True))
             crops.append(self._recolour(clip[t, y, x], draw))
         return {"frames": torch.stack(crops)}
+
+    def _frames(self, purpose: str, num_clips: int, split: Literal["train", "held_out"] = "train") -> Tensor:
+        """Whole clips (B, 3, T, H, W) in [-1, 1], others for every purpose."""
+        scenes = [draw_scene(derive_seed(self.seed, purpose, number), split=split) for number in range(num_clips)]
+        return render(scenes, self.format).movedim(1, 2).float() / 127.5 - 1.0
 
     def _crop(self) -> tuple[int, int, int]:
         return self.options.crop_frames, self.options.crop_px, self.options.crop_px
@@ -122,27 +128,24 @@ class VideoCodecStage:
         latents = mean + noise * torch.exp(0.5 * log_variance)
         terms = reconstruction_terms(frames, self.codec.decode(latents).float())
         small = self.codec.preview(latents.detach()).float()
-        scale = frames.shape[-1] // small.shape[-1]
-        target = nn.functional.avg_pool3d(frames, (1, scale, scale))
-        return {**terms, "kl": kl_divergence(mean, log_variance), "preview": (small - target).square().mean()}
+        preview = (small - _shrink(frames, small)).square().mean()
+        return {**terms, "kl": kl_divergence(mean, log_variance), "preview": preview}
 
     def validate(self, model: nn.Module, folder: Path, step: int) -> dict[str, float]:
         assert isinstance(model, CausalVideoCodec)
         squared, shown, previews = [], [], []
         device = next(model.parameters()).device
-        for number in range(self.options.validation_clips):
-            scene = draw_scene(derive_seed(self.seed, "validation", number), split="held_out")
-            clip = render([scene], self.format)[0]
-            frames = clip.to(device).movedim(0, 1)[None].float() / 127.5 - 1.0
+        for number, clip in enumerate(self._frames("validation", self.options.validation_clips, "held_out")):
+            frames = clip[None].to(device)
             latents = model.encode(frames)
             decoded = ((model.decode(latents).clamp(-1, 1) + 1.0) * 127.5).round() / 127.5 - 1.0
             squared.append((decoded - frames).square().mean())
-            small = nn.functional.avg_pool3d(frames, (1, 2, 2))
-            previews.append((model.preview(latents) - small).square().mean())
+            small = model.preview(latents)
+            previews.append((small - _shrink(frames, small)).square().mean())
             if number < 8:
                 both = torch.cat([frames, decoded], dim=3)[0].movedim(1, 0)
                 shown.append(((both + 1.0) * 127.5).round().to(torch.uint8).cpu())
-        contact_sheet(shown, folder / "codec.png")
+        write_picture(folder / "codec.png", contact_sheet(shown))
         per_clip = psnr(torch.stack(squared))
         figures = {
             "psnr_db": per_clip.mean(),
@@ -165,11 +168,14 @@ class VideoCodecStage:
         device = next(model.parameters()).device
         model.latent_mean.zero_()
         model.latent_std.fill_(1.0)
-        latents = []
-        for number in range(num_clips):
-            scene = draw_scene(derive_seed(self.seed, "statistics", number))
-            clip = render([scene], self.format)[0].to(device)
-            latents.append(model.encode(clip.movedim(0, 1)[None].float() / 127.5 - 1.0))
-        values = torch.cat(latents).movedim(1, 0).flatten(1)
+        frames = self._frames("statistics", num_clips)
+        latents = torch.cat([model.encode(clip[None].to(device)) for clip in frames])
+        values = latents.movedim(1, 0).flatten(1)
         model.latent_mean.copy_(values.mean(dim=1))
         model.latent_std.copy_(values.std(dim=1))
+
+
+def _shrink(frames: Tensor, like: Tensor) -> Tensor:
+    """Frames averaged down to the size of `like`."""
+    scale = frames.shape[-1] // like.shape[-1]
+    return nn.functional.avg_pool3d(frames, (1, scale, scale))

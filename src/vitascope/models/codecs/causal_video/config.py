@@ -52,6 +52,11 @@ class CausalVideoConfig:
         return VideoStrides(time, height * self.patch_px, width * self.patch_px)
 
     @property
+    def cell(self) -> tuple[int, int, int]:
+        """Frames, rows and columns of pixels per latent cell, as a block."""
+        return self.strides.time, self.strides.height, self.strides.width
+
+    @property
     def compression(self) -> float:
         """Values of the video per value of the latent, far from the first frame."""
         strides = self.strides
@@ -60,9 +65,10 @@ class CausalVideoConfig:
 
 PRESETS: dict[str, CausalVideoConfig] = {
     "pocket": CausalVideoConfig(
-        latent_channels=48,
+        latent_channels=16,
         patch_px=4,
-        levels=(Level(64, 1, 2), Level(128, 1, 2, (2, 2, 2)), Level(256, 1, 1, (2, 2, 2))),
+        levels=(Level(64, 1, 2), Level(128, 1, 2, (2, 2, 2)), Level(128, 1, 1, (2, 1, 1))),
+        preview_px=4,
     ),
     "reference-4x8x8x16": CausalVideoConfig(
         latent_channels=16,

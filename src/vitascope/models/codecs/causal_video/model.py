@@ -57,7 +57,10 @@ class Upsample(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Frames (B, N*time, H, W, 3) to posterior moments (B, N, h, w, 2C)."""
+    """Frames (B, N*time, H, W, 3) to posterior moments (B, N, h, w, 2C).
+
+    The mean is that of the convolutions plus a linear map of the cell's own pixels (see `start_from_components`).
+    """
 
     def __init__(self, config: CausalVideoConfig) -> None:
         super().__init__()
@@ -71,12 +74,16 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.norm_out = ChannelNorm(config.levels[-1].channels)
         self.conv_out = CausalConv3d(config.levels[-1].channels, 2 * config.latent_channels, config.kernel)
+        self.cell = config.cell
+        self.linear = nn.Linear(3 * prod(config.cell), config.latent_channels)
 
     def forward(self, frames: Tensor, cache: TailCache | None = None) -> Tensor:
         h = self.conv_in(space_to_depth(frames, self.patch), cache)
         for layer in self.layers:
             h = layer(h, cache) if isinstance(layer, ResidualBlock) else layer(h)
-        return self.conv_out(nn.functional.silu(self.norm_out(h)), cache)
+        moments = self.conv_out(nn.functional.silu(self.norm_out(h)), cache)
+        mean, log_variance = moments.chunk(2, dim=-1)
+        return torch.cat([mean + self.linear(space_to_depth(frames, self.cell)), log_variance], dim=-1)
 
 
 class Decoder(nn.Module):
@@ -94,13 +101,15 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.norm_out = ChannelNorm(config.levels[0].channels)
         self.conv_out = CausalConv3d(config.levels[0].channels, 3 * config.patch_px**2, config.kernel)
+        self.cell = config.cell
+        self.linear = nn.Linear(config.latent_channels, 3 * prod(config.cell))
 
     def forward(self, latents: Tensor, cache: TailCache | None = None) -> Tensor:
         h = self.conv_in(latents, cache)
         for layer in self.layers:
             h = layer(h, cache) if isinstance(layer, ResidualBlock) else layer(h)
         h = self.conv_out(nn.functional.silu(self.norm_out(h)), cache)
-        return depth_to_space(h, self.patch)
+        return depth_to_space(h, self.patch) + depth_to_space(self.linear(latents), self.cell)
 
 
 class CausalVideoCodec(nn.Module):
@@ -150,6 +159,28 @@ class CausalVideoCodec(nn.Module):
         self.check_latents(latents)
         frames = self.preview_decoder(self.denormalise(latents).movedim(1, -1)).movedim(-1, 1)
         return frames[:, :, self.strides.time - 1 :]
+
+    @torch.no_grad()
+    def start_from_components(self, frames: Tensor) -> None:
+        """Let the linear paths be the principal components of the cells of `frames` (B, 3, 1 + k*time, H, W) and the
+        convolutions add nothing yet: training starts from the best linear codec, with latents of unit scale."""
+        pixels = space_to_depth(self.lead_in(frames).movedim(1, -1), self.config.cell).flatten(0, -2).double()
+        mean = pixels.mean(dim=0)
+        centred = pixels - mean
+        values, vectors = torch.linalg.eigh(centred.T @ centred / len(pixels))
+        scale = values[-self.latent_channels :].clamp(min=1e-8).sqrt()
+        basis = vectors[:, -self.latent_channels :]
+        to_latent = (basis / scale).T
+        self.encoder.linear.weight.copy_(to_latent)
+        self.encoder.linear.bias.copy_(-to_latent @ mean)
+        self.decoder.linear.weight.copy_(basis * scale)
+        self.decoder.linear.bias.copy_(mean)
+        for conv in (self.encoder.conv_out, self.decoder.conv_out):
+            nn.init.zeros_(conv.weight)
+            assert conv.bias is not None
+            nn.init.zeros_(conv.bias)
+        assert self.encoder.conv_out.bias is not None
+        self.encoder.conv_out.bias[self.latent_channels :] = -4.0
 
     def lead_in(self, frames: Tensor) -> Tensor:
         """Frames with the first one shown `time` - 1 times more in front."""

@@ -1,0 +1,103 @@
+"""What every benchmark shares: timing, the machine, the measured matrix-product rate, and JSON results.
+
+Run a benchmark from the repository root, for example `python benchmarks/generation.py`; it prints a table and writes
+`benchmarks/results/NAME.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of repeated runs after warm-up."""
+
+    median_s: float
+    p95_s: float
+    repeats: int
+
+
+def timed(run: Callable[[], object], repeats: int = 10, warmup: int = 2) -> Timing:
+    """Time `run`, device work included."""
+    for _ in range(warmup):
+        run()
+    _wait()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        _wait()
+        seconds.append(time.perf_counter() - start)
+    ordered = sorted(seconds)
+    return Timing(statistics.median(seconds), ordered[min(len(ordered) - 1, round(0.95 * (len(ordered) - 1)))], repeats)
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def matrix_rate(dtype: torch.dtype, device: torch.device, size: int = 2048) -> float:
+    """Floating-point operations a second of a square product of random matrices of `size`: the ceiling of the machine."""
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    return 2 * size**3 / timed(lambda: a @ b, repeats=20, warmup=5).median_s
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Highest memory so far: of the device on a GPU, else resident memory of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Where the figures come from."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    changed = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False).stdout
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return {
+        "commit": commit + ("+changes" if changed.strip() else ""),
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return f"{len(names)} x {names[0]}" if names else platform.processor()
+
+
+def write_results(name: str, device: torch.device, rows: list[dict[str, Any]], **more: Any) -> Path:
+    """Write rows (plain values and Timings) with the machine as JSON; print them as a table."""
+    plain = [{key: asdict(value) if isinstance(value, Timing) else value for key, value in row.items()} for row in rows]
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"machine": machine(device), **more, "rows": plain}, indent=1) + "\n")
+    for row in rows:
+        print("  ".join(f"{key}={_short(value)}" for key, value in row.items()))
+    print(f"written to {path}")
+    return path
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Timing):
+        return f"{value.median_s * 1000:.1f} ms (p95 {value.p95_s * 1000:.1f})"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,120 @@
+"""What is heard: wind, rain, soft music or nothing, with or without speech, with or without thuds.
+
+A clip's sound is boiled down to levels in four bands (quiet, middle and loud moments), how tonal it is and how much its
+level moves. The densities of these figures (Gaussian, one covariance) are measured on the world's own sounds, at varied
+loudness and with some hiss and dulling; the likeliest of the eight mixtures is what is heard.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from vitascope.core.random import derive_seed
+from vitascope.core.shapes import ClipFormat
+from vitascope.evaluation.footage import Floats
+from vitascope.evaluation.onsets import thud_times
+from vitascope.world.casting import SceneMix, draw_scene
+from vitascope.world.sound import synthesise
+
+BANDS_HZ = ((90.0, 350.0), (350.0, 1000.0), (1000.0, 2200.0), (2200.0, 7500.0))
+SILENT_DB = -62.0
+"""Levels below this (root mean square in a band, full scale 0 dB) count as silence."""
+AMBIENCE_HEARD = ("none", "wind", "rain", "soft music")
+THUD_LASTS_S = 0.32
+_WINDOW_S, _HOP_S = 0.064, 0.016
+_PER_MIXTURE = 32
+
+
+@dataclass(frozen=True)
+class Heard:
+    """The ambience ("none", "wind", "rain" or "soft music"), whether somebody speaks, and the thuds."""
+
+    ambience: str
+    speech: bool
+    thuds_s: tuple[float, ...]
+
+    @property
+    def silent(self) -> bool:
+        """Nothing at all."""
+        return self.ambience == "none" and not self.speech and not self.thuds_s
+
+
+def sound_features(samples: Floats, rate_hz: int, thuds_s: list[float]) -> Floats:
+    """Fifteen figures: level in dB at the 10th, 50th and 90th percentile over time in each band, tonality of quiet and
+    of all moments, and standard deviation of the overall level in dB. Moments within 0.32 s after a thud are left out.
+
+    Tonality is the mean over moments of the level difference in dB between the highest and the median bin from 90 to
+    1500 Hz, counted only where there is something to hear.
+    """
+    size, hop = round(_WINDOW_S * rate_hz), round(_HOP_S * rate_hz)
+    padded = np.pad(samples.astype(np.float64), (0, max(0, size - len(samples))))
+    starts = np.arange(0, len(padded) - size + 1, hop)
+    middle_s = (starts + size / 2) / rate_hz
+    free = np.ones(len(starts), np.bool_)
+    for thud_s in thuds_s:
+        free &= (middle_s < thud_s - 0.5 * _WINDOW_S) | (middle_s > thud_s + THUD_LASTS_S)
+    if free.sum() >= 6:
+        starts = starts[free]
+    window = np.hanning(size)
+    pieces = np.stack([padded[start : start + size] for start in starts]) * window
+    power = np.abs(np.fft.rfft(pieces)) ** 2 * 2 / (size * (window**2).sum())
+    frequency = np.fft.rfftfreq(size, 1 / rate_hz)
+    levels = []
+    for low, high in BANDS_HZ:
+        band = power[:, (frequency >= low) & (frequency < high)].sum(1)
+        levels.append(np.maximum(10 * np.log10(band + 1e-12), SILENT_DB))
+    overall = 10 * np.log10(sum(10 ** (level / 10) for level in levels))
+    near = np.maximum(10 * np.log10(power[:, (frequency >= 90) & (frequency < 1500)] + 1e-12), SILENT_DB - 20)
+    tonal = np.where(overall > SILENT_DB + 10, near.max(1) - np.median(near, axis=1), 15.0)
+    quiet = overall <= np.percentile(overall, 30)
+    figures = [np.percentile(level, share) for level in levels for share in (10, 50, 90)]
+    return np.array([*figures, tonal[quiet].mean(), tonal.mean(), overall.std()], np.float32)
+
+
+@dataclass(frozen=True)
+class SoundModel:
+    """Mean figures of the eight mixtures (8, 15) and the inverse of their common covariance (15, 15)."""
+
+    means: Floats
+    precision: Floats
+
+    def hear(self, samples: Floats, rate_hz: int) -> Heard:
+        """What is heard in samples (N,) in [-1, 1]."""
+        thuds = thud_times(samples, rate_hz)
+        figures = sound_features(samples, rate_hz, thuds)
+        gap = figures - self.means
+        nearest = int(np.argmin(np.einsum("ki,ij,kj->k", gap, self.precision, gap)))
+        speech = nearest >= len(AMBIENCE_HEARD)
+        ambience = AMBIENCE_HEARD[nearest % len(AMBIENCE_HEARD)]
+        return Heard(ambience, speech, () if speech else tuple(thuds))
+
+
+def build_sound_model(seed: int = 0) -> SoundModel:
+    """Measure the densities on the world's sounds (seconds of work)."""
+    fmt = ClipFormat()
+    means, spreads = [], []
+    for speech in (False, True):
+        for ambience in AMBIENCE_HEARD:
+            figures = np.stack([_example(seed, ambience, speech, index, fmt) for index in range(_PER_MIXTURE)])
+            means.append(figures.mean(0))
+            spreads.append(np.cov(figures.T))
+    covariance = np.mean(spreads, axis=0)
+    covariance += np.diag(0.1 * np.diag(covariance) + 1.0)
+    return SoundModel(np.stack(means).astype(np.float32), np.linalg.inv(covariance).astype(np.float32))
+
+
+def _example(seed: int, ambience: str, speech: bool, index: int, fmt: ClipFormat) -> Floats:
+    """Figures of one sound of the world, made louder or quieter, dulled, and with hiss."""
+    name = derive_seed(seed, "sound", ambience, str(speech), index)
+    mix = SceneMix(two_subjects=0.0, face=float(speech), bounces=0.4, wind=0, rain=0, soft_music=0, silence=0)
+    scene = replace(draw_scene(name, mix=mix), ambience=None if ambience == "none" else ambience)
+    rng = random.Random(name)
+    samples = synthesise(scene, fmt).numpy() * 10 ** (rng.uniform(-4, 4) / 20)
+    noise = np.random.default_rng(name % 2**32).normal(size=len(samples)) * 10 ** (rng.uniform(-80, -52) / 20)
+    dull = rng.choice((0.0, 0.2, 0.4))
+    samples = samples + noise
+    samples = (1 - dull) * samples + dull * np.concatenate([samples[:1], samples[:-1]])
+    return sound_features(samples.astype(np.float32), fmt.sample_rate_hz, thud_times(samples, fmt.sample_rate_hz))

@@ -1,0 +1,171 @@
+"""A request to a clip: known cells in, one sampling loop, both codecs out.
+
+B clips, T frames, N latent frames. The loop is the same for every task; `known.py` says what each task knows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitascope.core.errors import InputError
+from vitascope.core.random import generator
+from vitascope.core.shapes import ClipFormat
+from vitascope.core.tracks import AUDIO, VIDEO, Track
+from vitascope.diffusion.guidance import GuidedDenoiser, join_tracks
+from vitascope.diffusion.samplers import sampler_named
+from vitascope.diffusion.samplers.step import Step
+from vitascope.diffusion.schedules import shifted_levels
+from vitascope.media.frames import fit, fit_samples
+from vitascope.media.reading import Clip
+from vitascope.tasks.known import start_tracks
+from vitascope.tasks.pipeline import Pipeline
+from vitascope.tasks.request import GenerateRequest
+
+Report = Callable[[Step], None]
+"""Called after every step, with the cells so far; raising from it cancels the run."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A clip, what it was made with (JSON values), and the seconds that each stage took (over its batch)."""
+
+    clip: Clip
+    recipe: dict[str, Any]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def generate(pipeline: Pipeline, request: GenerateRequest, report: Report = lambda step: None) -> Generated:
+    """Make one clip. Raises InputError (ShapeError, PromptError, CapabilityError) before any work that would be lost."""
+    return generate_batch(pipeline, [request], report)[0]
+
+
+def generate_batch(
+    pipeline: Pipeline, requests: Sequence[GenerateRequest], report: Report = lambda step: None
+) -> list[Generated]:
+    """Make several clips of one format together. Prompts, seeds and what is given may differ; the settings may not."""
+    first = resolve(pipeline, requests[0])
+    for request in requests[1:]:
+        if _shared(resolve(pipeline, request)) != _shared(first):
+            raise InputError("clips of a batch share format, steps, guidance scale, sampler and kind of camera")
+    pipeline.check_format(first.format)
+    pipeline.check_tracks()
+    clock = _Clock()
+    tracks = join_tracks([start_tracks(pipeline, r.format, r.given, r.seed) for r in requests])
+    clock.lap("encode")
+    denoise = _guided(pipeline, requests, first)
+    clock.lap("text")
+    tracks = _sample(pipeline, denoise, tracks, first, report)
+    clock.lap("denoise")
+    frames, sound = _decode(pipeline, tracks, first.format)
+    clock.lap("decode")
+    return [
+        Generated(_finish(pipeline, request, frames[i], sound[i]), recipe_of(pipeline, request), clock.seconds)
+        for i, request in enumerate(requests)
+    ]
+
+
+def resolve(pipeline: Pipeline, request: GenerateRequest) -> GenerateRequest:
+    """The request with the pipeline's defaults filled in."""
+    defaults = pipeline.defaults
+    return replace(
+        request,
+        num_inference_steps=request.num_inference_steps or defaults.num_inference_steps,
+        guidance_scale=defaults.guidance.scale if request.guidance_scale is None else request.guidance_scale,
+        sampler=request.sampler or defaults.sampler,
+    )
+
+
+def recipe_of(pipeline: Pipeline, request: GenerateRequest) -> dict[str, Any]:
+    """What a clip was made with, as JSON values: settings as resolved, model and the fingerprint of its weights."""
+    settings = resolve(pipeline, request).settings()
+    return {**settings, "model": pipeline.name, "weights": pipeline.fingerprint, "precision": str(pipeline.precision)[6:]}
+
+
+def _shared(request: GenerateRequest) -> tuple[object, ...]:
+    settings = (request.format, request.num_inference_steps, request.guidance_scale, request.sampler)
+    return (*settings, request.given.camera is None)
+
+
+def _guided(pipeline: Pipeline, requests: Sequence[GenerateRequest], first: GenerateRequest) -> GuidedDenoiser:
+    """The denoiser with prompts, guidance and camera."""
+    assert first.guidance_scale is not None
+    with _precision(pipeline):
+        cond = pipeline.text_encoder([request.prompt for request in requests])
+        uncond = pipeline.text_encoder([request.negative_prompt for request in requests])
+    cameras = [request.given.camera for request in requests if request.given.camera is not None]
+    return GuidedDenoiser(
+        pipeline.denoiser,
+        pipeline.path,
+        cond,
+        uncond,
+        replace(pipeline.defaults.guidance, scale=first.guidance_scale),
+        camera=torch.stack([_latent_camera(pipeline, camera) for camera in cameras]) if cameras else None,
+        seed=first.seed,
+    )
+
+
+def _latent_camera(pipeline: Pipeline, camera: Tensor) -> Tensor:
+    """A path (T, 7) by frame as (N, 7) by latent frame: the first frame, then means over each block of frames."""
+    time_stride = pipeline.video_codec.strides.time
+    later = camera[1:].unflatten(0, (-1, time_stride)).mean(1)
+    return torch.cat([camera[:1], later]).to(pipeline.device)
+
+
+@torch.no_grad()
+def _sample(
+    pipeline: Pipeline, denoise: GuidedDenoiser, tracks: dict[str, Track], settings: GenerateRequest, report: Report
+) -> dict[str, Track]:
+    assert settings.num_inference_steps is not None
+    assert settings.sampler is not None
+    levels = shifted_levels(settings.num_inference_steps, pipeline.defaults.shift)
+    sampler = sampler_named(settings.sampler)
+    draw = generator(settings.seed, "sampler", device=pipeline.device)
+    with _precision(pipeline):
+        for step in sampler(denoise, tracks, levels, path=pipeline.path, generator=draw):
+            report(step)
+            tracks = step.tracks
+    return tracks
+
+
+@torch.no_grad()
+def _decode(pipeline: Pipeline, tracks: dict[str, Track], fmt: ClipFormat) -> tuple[Tensor, Tensor]:
+    """Frames (B, T, 3, H, W) uint8 and samples (B, N) in [-1, 1], on the CPU."""
+    with _precision(pipeline):
+        pixels = pipeline.video_codec.decode(tracks[VIDEO].values.float()).float()
+        sound = pipeline.audio_codec.decode(tracks[AUDIO].values.float()).float()
+    frames = ((pixels.clamp(-1, 1) + 1.0) * 127.5).round().to(torch.uint8).movedim(1, 2)
+    return frames.cpu(), fit_samples(sound[:, 0].clamp(-1, 1), fmt.num_samples).cpu()
+
+
+def _finish(pipeline: Pipeline, request: GenerateRequest, frames: Tensor, sound: Tensor) -> Clip:
+    """The clip with what was given whole put back as it was."""
+    fmt, given = request.format, request.given
+    if given.video is not None:
+        frames = fit(given.video, fmt.width_px, fmt.height_px)
+    if given.audio is not None:
+        sound = fit_samples(given.audio, fmt.num_samples)
+    return Clip(frames, fmt.fps, sound, fmt.sample_rate_hz)
+
+
+def _precision(pipeline: Pipeline) -> torch.autocast:
+    reduced = pipeline.precision != torch.float32
+    return torch.autocast(pipeline.device.type, pipeline.precision if reduced else torch.bfloat16, enabled=reduced)
+
+
+class _Clock:
+    """Seconds since the last lap, by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last_s = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = now - self._last_s
+        self._last_s = now

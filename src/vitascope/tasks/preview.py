@@ -1,0 +1,35 @@
+"""A picture of a clip while it forms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from vitascope.core.tracks import VIDEO
+from vitascope.diffusion.samplers.step import Step
+from vitascope.media.pictures import contact_sheet, write_picture
+from vitascope.tasks.pipeline import Pipeline
+
+
+@runtime_checkable
+class HasPreview(Protocol):
+    """A video codec with a small decoder of its own."""
+
+    def preview(self, latents: Tensor) -> Tensor: ...
+
+
+@torch.no_grad()
+def preview_frames(pipeline: Pipeline, step: Step) -> Tensor:
+    """Small frames (B, T, 3, h, w) uint8 of the latest estimate of the clip; full size where the codec has no preview."""
+    codec, latents = pipeline.video_codec, step.x0[VIDEO].float()
+    frames = codec.preview(latents) if isinstance(codec, HasPreview) else codec.decode(latents)
+    return ((frames.clamp(-1, 1) + 1.0) * 127.5).round().to(torch.uint8).movedim(1, 2).cpu()
+
+
+def write_preview(pipeline: Pipeline, step: Step, path: Path) -> None:
+    """Write the frames of `preview_frames` side by side as one picture. Raises MediaError."""
+    clips = list(preview_frames(pipeline, step))
+    write_picture(path, contact_sheet(clips, [f"step {step.index + 1} of {step.num_steps}"] * len(clips)))

@@ -1,0 +1,195 @@
+"""Guidance on a model whose answer shows what it was given: text, other track, camera, strategy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from vitascope.core.errors import InputError
+from vitascope.core.protocols import CAUSAL, FULL, Capabilities, Denoiser, Prediction, TemporalStrategy
+from vitascope.core.tracks import TextContext, Track, Tracks
+from vitascope.diffusion.guidance import Guidance, GuidedDenoiser, guide, join_texts, rescale
+from vitascope.diffusion.paths import RectifiedFlow
+from vitascope.diffusion.samplers import SAMPLERS
+from vitascope.diffusion.schedules import uniform_levels
+
+PATH = RectifiedFlow()
+
+
+@dataclass
+class Recorder:
+    """x0 of a track = mean of the real text tokens + 0.1 x own values + 10 x (1 - mean level of the other tracks)."""
+
+    prediction: Prediction = "velocity"
+    calls: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(("video", "audio"), self.prediction, "cell")
+
+    def __call__(
+        self, tracks: Tracks, text: TextContext, camera: Tensor | None = None, strategy: TemporalStrategy = FULL
+    ) -> dict[str, Tensor]:
+        batch = text.mask.shape[0]
+        self.calls.append(
+            {"batch": batch, "tracks": dict(tracks), "text": text, "camera": camera, "kind": strategy.kind}
+        )
+        real = text.mask.unsqueeze(-1)
+        meaning = (text.embeddings * real).sum((1, 2)) / real.sum((1, 2))
+        answers = {}
+        for name, track in tracks.items():
+            others = [
+                1 - t.noise.expand(batch, *t.noise.shape[1:]).flatten(1).mean(1) for n, t in tracks.items() if n != name
+            ]
+            level = meaning + 10 * sum(others, torch.zeros(batch))
+            x0 = level.reshape(-1, *[1] * (track.values.ndim - 1)) + 0.1 * track.values
+            answers[name] = PATH.from_x0(self.prediction, x0, track.values, track.noise)
+        return answers
+
+
+def text(value: float, num_tokens: int, batch: int = 2) -> TextContext:
+    return TextContext(torch.full((batch, num_tokens, 1), value), torch.ones(batch, num_tokens, dtype=torch.bool))
+
+
+def tracks(video_level: float = 0.8, audio_level: float = 0.6) -> dict[str, Track]:
+    generator = torch.Generator().manual_seed(0)
+    video = torch.randn(2, 2, 3, 2, 2, generator=generator)
+    audio = torch.randn(2, 4, 5, generator=generator)
+    return {
+        "video": Track(video, torch.full((2, 1, 3, 1, 1), video_level), torch.arange(3.0)),
+        "audio": Track(audio, torch.full((2, 1, 5), audio_level), torch.arange(5.0)),
+    }
+
+
+def run(guidance: Guidance, model: Recorder | None = None, **options: Any) -> tuple[dict[str, Tensor], Recorder]:
+    model = model or Recorder()
+    given = options.pop("tracks", tracks())
+    options.setdefault("uncond", text(1.0, 1))
+    return GuidedDenoiser(model, PATH, text(3.0, 4), guidance=guidance, **options)(given), model
+
+
+def offset(x0: Tensor, name: str, given: dict[str, Track] | None = None) -> float:
+    """What is left of x0 without the part that the values themselves give."""
+    rest = x0 - 0.1 * (given or tracks())[name].values
+    torch.testing.assert_close(rest, torch.full_like(rest, rest.mean().item()), atol=1e-4, rtol=1e-4)
+    return rest.mean().item()
+
+
+def test_the_recorder_is_a_denoiser() -> None:
+    model: Denoiser = Recorder()
+    assert model.capabilities.prediction == "velocity"
+
+
+@pytest.mark.parametrize("prediction", ["velocity", "v", "noise", "x0"])
+def test_scale_is_uncond_plus_w_times_the_difference(prediction: Prediction) -> None:
+    """cond 3, uncond 1; from the other track video hears 10 (1 - 0.6), audio sees 10 (1 - 0.8)."""
+    x0, model = run(Guidance(scale=2.5, scales={"audio": 0.0}), Recorder(prediction))
+    assert offset(x0["video"], "video") == pytest.approx(1 + 2.5 * 2 + 4, rel=1e-4)
+    assert offset(x0["audio"], "audio") == pytest.approx(1 + 2, rel=1e-4)
+    assert [call["batch"] for call in model.calls] == [4]
+
+
+def test_both_branches_go_in_one_batch_with_padded_texts() -> None:
+    camera = torch.arange(6.0).reshape(2, 3)
+    _, model = run(Guidance(2.0), camera=camera, strategy=CAUSAL, uncond=text(1.0, 1, batch=1))
+    (call,) = model.calls
+    assert call["kind"] == "causal"
+    assert torch.equal(call["camera"], torch.cat([camera, camera]))
+    assert call["text"].mask.sum(1).tolist() == [4, 4, 1, 1]
+    assert call["text"].embeddings.shape == (4, 4, 1)
+    halves = call["tracks"]["video"].values.split(2)
+    assert torch.equal(halves[0], halves[1])
+
+
+@pytest.mark.parametrize(("max_clips", "batches"), [(None, [8]), (4, [4, 4]), (3, [2, 2, 2, 2]), (1, [2, 2, 2, 2])])
+def test_branches_may_be_split_over_calls(max_clips: int | None, batches: list[int]) -> None:
+    guidance = Guidance(2.0, cross_modal={"video": 3.0, "audio": 2.0})
+    whole, _ = run(guidance)
+    split, model = run(guidance, max_clips=max_clips)
+    assert [call["batch"] for call in model.calls] == batches
+    for name in whole:
+        torch.testing.assert_close(split[name], whole[name])
+
+
+def test_scale_one_needs_no_unconditional_branch() -> None:
+    x0, model = run(Guidance(1.0), uncond=None)
+    assert [call["batch"] for call in model.calls] == [2]
+    assert offset(x0["video"], "video") == pytest.approx(3 + 4, rel=1e-4)
+    with pytest.raises(InputError, match="unconditional"):
+        run(Guidance(2.0), uncond=None)
+
+
+@pytest.mark.parametrize(("interval", "guided"), [((0.0, 1.0), True), ((0.2, 0.8), True), ((0.0, 0.7), False)])
+def test_the_interval_is_that_of_the_highest_level(interval: tuple[float, float], guided: bool) -> None:
+    x0, model = run(Guidance(2.0, interval=interval))
+    assert model.calls[0]["batch"] == (4 if guided else 2)
+    assert offset(x0["video"], "video") == pytest.approx((5 if guided else 3) + 4, rel=1e-4)
+
+
+def test_cross_modal_guidance_moves_away_from_the_isolated_prediction() -> None:
+    """Isolated from the other track, that track's share is 0: the share is multiplied by m, the text's by w."""
+    x0, model = run(Guidance(2.0, cross_modal={"video": 3.0}))
+    assert offset(x0["video"], "video") == pytest.approx(1 + 2 * 2 + 3 * 4, rel=1e-4)
+    assert offset(x0["audio"], "audio") == pytest.approx(1 + 2 * 2 + 2, rel=1e-4)
+    assert [call["batch"] for call in model.calls] == [6]
+    isolated = {name: track.values.split(2)[2] for name, track in model.calls[0]["tracks"].items()}
+    assert torch.equal(isolated["video"], tracks()["video"].values)
+    assert not torch.equal(isolated["audio"], tracks()["audio"].values)
+    assert (model.calls[0]["tracks"]["audio"].noise.split(2)[2] == 1).all()
+    again, _ = run(Guidance(2.0, cross_modal={"video": 3.0}))
+    assert torch.equal(again["video"], x0["video"])
+
+
+def test_a_lone_track_has_no_cross_modal_guidance() -> None:
+    alone = {"video": tracks()["video"]}
+    x0, model = run(Guidance(1.0, cross_modal={"video": 3.0}), tracks=alone)
+    assert [call["batch"] for call in model.calls] == [2]
+    assert offset(x0["video"], "video") == pytest.approx(3, rel=1e-4)
+
+
+def test_rescale_gives_back_the_spread_of_the_conditional() -> None:
+    generator = torch.Generator().manual_seed(1)
+    cond, uncond = torch.randn(2, 3, 4, 5, generator=generator).unbind(0)
+    guided = guide(cond, uncond, 4.0)
+    torch.testing.assert_close(guided, uncond + 4 * (cond - uncond))
+    assert torch.equal(rescale(guided, cond, 0.0), guided)
+    full = rescale(guided, cond, 1.0)
+    torch.testing.assert_close(full.std((1, 2)), cond.std((1, 2)))
+    torch.testing.assert_close(rescale(guided, cond, 0.3), 0.3 * full + 0.7 * guided)
+
+
+def test_rescale_is_applied_to_what_is_guided() -> None:
+    plain, _ = run(Guidance(1.0))
+    x0, _ = run(Guidance(3.0, scales={"audio": 1.0}, rescale=1.0))
+    torch.testing.assert_close(x0["audio"], plain["audio"])
+    torch.testing.assert_close(x0["video"].std((1, 2, 3, 4)), plain["video"].std((1, 2, 3, 4)))
+    unscaled, _ = run(Guidance(3.0))
+    assert not torch.allclose(x0["video"], unscaled["video"])
+
+
+def test_a_guided_denoiser_is_what_samplers_call() -> None:
+    guided = GuidedDenoiser(Recorder(), PATH, text(3.0, 2), text(1.0, 1), Guidance(2.0))
+    steps = list(SAMPLERS["euler"](guided, tracks(1.0, 0.0), uniform_levels(3), path=PATH))
+    assert len(steps) == 3
+    assert torch.equal(steps[-1].tracks["audio"].values, tracks()["audio"].values)
+
+
+def test_bad_options_are_refused() -> None:
+    for call in (
+        lambda: Guidance(rescale=1.5),
+        lambda: Guidance(interval=(0.6, 0.4)),
+        lambda: Guidance(interval=(0.0, 1.2)),
+        lambda: run(Guidance(2.0), uncond=text(1.0, 1, batch=3)),
+    ):
+        with pytest.raises(InputError):
+            call()
+
+
+def test_texts_of_one_length_are_joined_as_they_are() -> None:
+    joined = join_texts([text(1.0, 2), text(2.0, 2)])
+    assert joined.mask.all()
+    assert joined.embeddings[:, 0, 0].tolist() == [1.0, 1.0, 2.0, 2.0]
