@@ -20,7 +20,7 @@ FMT = ClipFormat()
 
 @pytest.fixture(scope="module")
 def drawn() -> list[Scene]:
-    return [draw_scene(seed) for seed in range(3000)]
+    return [draw_scene(seed) for seed in range(2000)]
 
 
 def share(scenes: list[Scene], of: object) -> float:
@@ -56,9 +56,9 @@ def test_things_are_drawn_as_often_as_the_mix_says(drawn: list[Scene]) -> None:
 
 
 def test_a_mix_can_ask_for_one_kind_alone() -> None:
-    mix = SceneMix(two_subjects=0, face=0, camera=0, drawn_background=0, bounces=1, small=0, large=1, rain=0.85)
+    mix = SceneMix(two_subjects=0, face=0, camera=0, drawn_background=0, bounces=1, small=0, large=1)
     with pytest.raises(InputError, match="must not exceed 1"):
-        replace(mix, wind=0.5)
+        replace(mix, wind=0.7)
     with pytest.raises(InputError, match=r"face must be in \[0, 1\]"):
         SceneMix(face=1.5)
     for seed in range(20):
@@ -68,7 +68,7 @@ def test_a_mix_can_ask_for_one_kind_alone() -> None:
 
 
 def test_training_never_sees_what_is_held_out(drawn: list[Scene]) -> None:
-    held = [draw_scene(seed, split="held_out") for seed in range(300)]
+    held = [draw_scene(seed, split="held_out") for seed in range(150)]
     assert not any(map(is_held_out, drawn))
     assert all(map(is_held_out, held))
     kinds = Counter((len(scene.subjects), scene.subjects[0].shape == FACE) for scene in held)
@@ -96,7 +96,7 @@ def test_a_tenth_of_the_combinations_is_held_out_whatever_else_the_scene_has() -
 def test_subjects_stay_in_the_frame_and_apart() -> None:
     still = SceneMix(camera=0.0)
     outside, close = 0, 0
-    scenes = [draw_scene(seed, mix=still) for seed in range(400)]
+    scenes = [draw_scene(seed, mix=still) for seed in range(250)]
     for scene in scenes:
         paths = [trajectory(subject, FMT) for subject in scene.subjects]
         reach = torch.cat([path.position.abs() + path.radius[:, None] for path in paths])

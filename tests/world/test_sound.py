@@ -73,7 +73,7 @@ def test_ambiences_are_told_apart_by_their_spectra() -> None:
         assert centroid_hz(wind) < 700
         assert centroid_hz(rain) > 3000
         assert centroid_hz(music) < 1000
-        assert peakiness(music) > 0.9
+        assert peakiness(music) > 0.75
         assert peakiness(wind) < 0.6
         assert peakiness(rain) < 0.2
 

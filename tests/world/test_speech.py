@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
@@ -27,7 +29,7 @@ def test_a_timeline_covers_the_clip_without_holes() -> None:
     segments = speech_timeline(("ma", "o", "ee"), 2.0, start_s=1.0).segments
     assert segments[0].start_s == 1.0
     assert segments[-1].end_s == 3.0
-    for before, after in zip(segments, segments[1:], strict=False):
+    for before, after in pairwise(segments):
         assert before.end_s == after.start_s
         assert before.start_s < before.end_s
     assert [segment.phoneme for segment in segments] == [REST, "m", "a", REST, "o", REST, "ee", REST]
@@ -62,7 +64,7 @@ def test_the_segment_at_a_time() -> None:
 
 
 def test_unknown_syllables_and_vowels_are_refused() -> None:
-    with pytest.raises(InputError, match="'xa'.*ma, mo"):
+    with pytest.raises(InputError, match=r"'xa'.*ma, mo"):
         speech_timeline(("xa",), 2.0)
     with pytest.raises(InputError, match="a, o, ee, oo, eh"):
         vowel_formants("u")

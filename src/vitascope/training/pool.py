@@ -129,11 +129,15 @@ def encode_clips(numbers: Sequence[int], spec: PoolSpec, codecs: Codecs, device:
     fmt, stride = spec.fmt, codecs.video.strides.time
     scenes = [pool_scene(spec, number) for number in numbers]
     frames = render(scenes, fmt, device).movedim(2, 1).float() / 127.5 - 1.0
-    video = codecs.video.encode(frames)
+    # Encoding in half precision changes latents by far less than the noise they are trained with.
+    with torch.autocast(device.type, torch.bfloat16):
+        video = codecs.video.encode(frames)
     first = min(1, fmt.num_frames - 1)
     chosen = torch.tensor([first + derive_seed(spec.seed, "still", n) % (fmt.num_frames - first) for n in numbers])
     rows = torch.arange(len(scenes), device=device)
-    still = codecs.video.encode(frames[rows, :, chosen.to(device)][:, :, None])[:, :, 0]
+    held = frames[rows, :, chosen.to(device)][:, :, None].expand(-1, -1, 1 + stride, -1, -1)
+    with torch.autocast(device.type, torch.bfloat16):
+        still = codecs.video.encode(held)[:, :, -1]
     camera = torch.stack([latent_camera(scene, fmt, stride) for scene in scenes])
     return {
         "video": video.to("cpu", torch.bfloat16),

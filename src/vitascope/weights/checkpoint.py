@@ -85,7 +85,7 @@ def save_checkpoint(
         file.write(len(header).to_bytes(8, "little") + header)
         for name in order:
             flat = state_dict[name].detach().to("cpu").contiguous().reshape(-1)
-            file.write(memoryview(flat.view(torch.uint8).numpy()))
+            file.write(flat.view(torch.uint8).numpy().data)
 
 
 def load_checkpoint(path: str | Path, *, family: str | None = None, device: str = "cpu") -> Checkpoint:

@@ -205,9 +205,8 @@ def _take(heard: _Heard, kind: str, match: re.Match[str]) -> None:
         subject = heard.subjects[-1]
         name = "motion" if kind == "motion" else "syllables"
         if name in subject:
-            raise PromptError(
-                f"the {subject['colour']} {subject['shape']} is given two of {name}, the second {match[0]!r}"
-            )
+            one = f"{subject['colour']} {subject['shape']}"
+            raise PromptError(f"the {one} is given {match[0]!r} beside another {kind}; each subject has one")
         subject[name] = _meanings()["motion"][match[0]] if kind == "motion" else _syllables(match, subject)
     else:
         meaning = _meanings()[kind][match[0]]

@@ -13,11 +13,10 @@ from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHe
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from torch import Tensor
 
-from tests.diffusion.samplers.gaussian import audio, sample
 from vitascope.core.protocols import Prediction
 from vitascope.core.tracks import Track
 from vitascope.diffusion.paths import Path, RectifiedFlow, VariancePreserving
-from vitascope.diffusion.samplers import SAMPLERS, Denoise
+from vitascope.diffusion.samplers import SAMPLERS
 
 SCALED_LINEAR = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
@@ -32,8 +31,9 @@ def ours(name: str, path: Path, kind: Prediction, x: Tensor, levels: list[float]
         track = tracks["audio"]
         return {"audio": path.to_x0(kind, model(track.values, track.noise), track.values, track.noise)}
 
-    function: Denoise = denoise
-    return sample(SAMPLERS[name], path, {"audio": audio(x, levels[0])}, levels, function)[-1].tracks["audio"].values
+    track = Track(x, torch.full((x.shape[0], 1, x.shape[2]), levels[0], dtype=x.dtype), torch.arange(x.shape[2]))
+    *_, last = SAMPLERS[name](denoise, {"audio": track}, levels, path=path)
+    return last.tracks["audio"].values
 
 
 def theirs(scheduler: Any, x: Tensor, level_of: Any) -> Tensor:

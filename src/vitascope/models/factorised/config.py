@@ -37,9 +37,9 @@ class FactorisedConfig:
     audio_width: int
     audio_heads: int
     text_width: int
-    video_channels: int = 48
+    video_channels: int = 16
     audio_channels: int = 32
-    patch: tuple[int, int, int] = (1, 2, 2)
+    patch: tuple[int, int, int] = (1, 4, 4)
     audio_patch: int = 4
     base_grid: tuple[int, int] = (4, 4)
     feed_forward: FeedForwardKind = "gelu"

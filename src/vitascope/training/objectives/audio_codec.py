@@ -33,7 +33,7 @@ class AudioCodecWeights:
 
 @dataclass(frozen=True)
 class SpectralScales:
-    """What is compared: STFT windows in samples (hop a quarter), and (window, bands) of the mel spectra.
+    """What is compared: STFT windows in samples (hop a half), and (window, bands) of the mel spectra.
 
     floor: amplitude below which magnitudes count as silence (3e-4 is -70 dB of full scale, for white noise).
     """
@@ -74,7 +74,7 @@ class SpectralScore(nn.Module):
         banks = dict(self.scales.mels)
         terms: dict[str, list[Tensor]] = {"log_spectrum": [], "spectrum": [], "mel": []}
         for window in self.scales.windows:
-            magnitude = stft_magnitude(sounds, window)
+            magnitude = stft_magnitude(sounds, window, window // 2)
             terms["log_spectrum"].append(energy_score((magnitude + self.scales.floor).log(), batch))
             terms["spectrum"].append(energy_score(magnitude / scale, batch))
             if window in banks:

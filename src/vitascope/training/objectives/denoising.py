@@ -81,6 +81,13 @@ def _keyframes(count: int, cells: ClipCells, draw: torch.Generator) -> Known:
     return video, audio
 
 
+def _still(count: int, cells: ClipCells, draw: torch.Generator) -> Known:
+    """The first frame in half of the clips, beside the frame that the data bring."""
+    video, audio = _nothing(count, cells, draw)
+    video[:, 0] = torch.rand(count, generator=draw) < 0.5
+    return video, audio
+
+
 def _extend(count: int, cells: ClipCells, draw: torch.Generator) -> Known:
     """The first 1 to T - 2 frames, and the audio up to their end."""
     length = torch.randint(1, max(2, cells.num_frames - 1), (count, 1), generator=draw)
@@ -106,7 +113,7 @@ TASKS: dict[str, Callable[[int, ClipCells, torch.Generator], Known]] = {
     "text": _nothing,
     "image": _first_image,
     "keyframes": _keyframes,
-    "still": _nothing,
+    "still": _still,
     "extend": _extend,
     "audio_to_video": _audio_to_video,
     "audio_and_image": _audio_and_image_to_video,
