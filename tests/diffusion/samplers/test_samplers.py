@@ -1,7 +1,7 @@
 """Every sampler: the right distribution, its measured order, cells with their own levels, sound refusals.
 
-The data are known: x0 ~ N(MEAN, SPREAD^2) in each cell. At level t, x ~ N(alpha MEAN, alpha^2 SPREAD^2 + sigma^2), and the
-flow from noise to data keeps (x - mean) / std, so every sampler has an exact answer.
+The data are known: x0 ~ N(MEAN, SPREAD^2) in each cell. At level t, x ~ N(alpha MEAN, alpha^2 SPREAD^2 + sigma^2), and
+the flow from noise to data keeps (x - mean) / std, so every sampler has an exact answer.
 """
 
 from __future__ import annotations

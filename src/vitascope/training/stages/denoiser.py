@@ -228,8 +228,9 @@ class DenoiserStage:
             VIDEO: video,
             AUDIO: data["audio"],
             "camera": data["camera"].masked_fill(~shown[:, None, None], float("nan")),
-            "bytes": tokens.bytes_BSW,
-            "words": tokens.mask_BS,
+            "words": tokens.words_UW,
+            "index": tokens.index_BS,
+            "mask": tokens.mask_BS,
             **{f"{name}_levels": cells.levels[name] for name in (VIDEO, AUDIO)},
             **{f"{name}_marked": cells.marked(name) for name in (VIDEO, AUDIO)},
             "strategy": list(strategies)[strategy],
@@ -241,7 +242,7 @@ class DenoiserStage:
             name: torch.randn(value.shape, generator=generator, device=value.device) for name, value in clean.items()
         }
         marks = {name: (batch[f"{name}_levels"], batch[f"{name}_marked"]) for name in clean}
-        tokens = ByteTokens(batch["bytes"], batch["words"])
+        tokens = ByteTokens(batch["words"], batch["index"], batch["mask"])
         losses = self._losses(clean, noise, marks, tokens, batch["camera"], batch["strategy"])
         weights = {VIDEO: self.options.video_weight, AUDIO: self.options.audio_weight}
         total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()

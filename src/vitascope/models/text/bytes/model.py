@@ -1,6 +1,6 @@
 """Text by its bytes: bytes pooled into words, a small transformer over the words.
 
-B prompts, S words, W bytes of a word, E width of a byte, D width. Words are runs of letters and digits, or single other
+B prompts, S words, U different words, W bytes of a word, E width of a byte, D width. Words are runs of letters and digits, or single other
 characters; spaces only divide. There is no vocabulary to miss a word: a misspelt one is close to the right one.
 """
 
@@ -29,16 +29,22 @@ NUM_SYMBOLS = 258
 _WORDS = re.compile(r"\w+|[^\w\s]")
 
 
+UNIQUE_STEP = 128
+"""Different words are padded to a multiple of this where prompts are padded, so that few shapes occur."""
+
+
 @dataclass(frozen=True)
 class ByteTokens:
-    """Numbers of bytes (B, S, W) uint-like int64, and a mask of words (B, S), True where a word is real."""
+    """The different words of a batch as numbers of bytes (U, W), which of them each word is (B, S), and a mask of words
+    (B, S), True where a word is real. Captions repeat their words, so each is pooled once."""
 
-    bytes_BSW: Tensor
+    words_UW: Tensor
+    index_BS: Tensor
     mask_BS: Tensor
 
     def to(self, device: torch.device | str) -> ByteTokens:
         """The same on another device."""
-        return ByteTokens(self.bytes_BSW.to(device), self.mask_BS.to(device))
+        return ByteTokens(self.words_UW.to(device), self.index_BS.to(device), self.mask_BS.to(device))
 
 
 def tokenize(prompts: Sequence[str], config: BytesConfig, num_words: int | None = None) -> ByteTokens:
@@ -55,22 +61,26 @@ def tokenize(prompts: Sequence[str], config: BytesConfig, num_words: int | None 
         if len(words) > limit:
             raise PromptError(f"the prompt has {len(words)} words, at most {limit} fit: {prompt[:40]!r}")
     length = max(map(len, split)) if num_words is None else num_words
-    numbers = np.zeros((len(prompts), length, config.max_word_bytes), dtype=np.int64)
+    index = np.zeros((len(prompts), length), dtype=np.int64)
     mask = np.zeros((len(prompts), length), dtype=bool)
+    places: dict[tuple[int, ...], int] = {}
     for row, words in enumerate(split):
         mask[row, : len(words)] = True
-        for column, word in enumerate(words):
-            numbers[row, column, : len(word)] = word
-    return ByteTokens(torch.from_numpy(numbers), torch.from_numpy(mask))
+        index[row, : len(words)] = [places.setdefault(word, len(places)) for word in words]
+    count = len(places) if num_words is None else -(-len(places) // UNIQUE_STEP) * UNIQUE_STEP
+    numbers = np.zeros((count, config.max_word_bytes), dtype=np.int64)
+    for word, place in places.items():
+        numbers[place, : len(word)] = word
+    return ByteTokens(torch.from_numpy(numbers), torch.from_numpy(index), torch.from_numpy(mask))
 
 
-def _words(prompt: str, config: BytesConfig) -> list[list[int]]:
+def _words(prompt: str, config: BytesConfig) -> list[tuple[int, ...]]:
     text = prompt.lower() if config.lower_case else prompt
-    pieces: list[list[int]] = []
+    pieces: list[tuple[int, ...]] = []
     for word in _WORDS.findall(text):
-        numbers = [byte + 1 for byte in word.encode("utf-8", "replace")]
+        numbers = tuple(byte + 1 for byte in word.encode("utf-8", "replace"))
         pieces += [numbers[i : i + config.max_word_bytes] for i in range(0, len(numbers), config.max_word_bytes)]
-    return pieces or [[EMPTY]]
+    return pieces or [(EMPTY,)]
 
 
 class WordLayer(nn.Module):
@@ -113,16 +123,16 @@ class ByteTextEncoder(nn.Module):
     def forward(self, prompts: Sequence[str] | ByteTokens) -> TextContext:
         """Embeddings (B, S, D) and mask. Raises PromptError for prompts that do not fit (`tokenize`)."""
         tokens = prompts if isinstance(prompts, ByteTokens) else self.tokenize(prompts)
-        x_BSD = self._pool(tokens.bytes_BSW) + self.positions[: tokens.bytes_BSW.shape[1]]
+        x_BSD = self._pool(tokens.words_UW)[tokens.index_BS] + self.positions[: tokens.index_BS.shape[1]]
         mask = tokens.mask_BS[:, None, None, :]
         for layer in self.layers:
             x_BSD = layer(x_BSD, mask)
         return TextContext(self.norm_out(x_BSD), tokens.mask_BS)
 
-    def _pool(self, bytes_BSW: Tensor) -> Tensor:
+    def _pool(self, words_UW: Tensor) -> Tensor:
         """A vector per word: bytes with their neighbours through one non-linear map, summed over the real bytes."""
-        real = (bytes_BSW != PADDING).unsqueeze(-1)
-        e_BSWE = (self.bytes(bytes_BSW) + self.places) * real
-        around = torch.cat([F.pad(e_BSWE, (0, 0, 1, 0))[:, :, :-1], e_BSWE, F.pad(e_BSWE, (0, 0, 0, 1))[:, :, 1:]], -1)
+        real = (words_UW != PADDING).unsqueeze(-1)
+        e_UWE = (self.bytes(words_UW) + self.places) * real
+        around = torch.cat([F.pad(e_UWE, (0, 0, 1, 0))[:, :-1], e_UWE, F.pad(e_UWE, (0, 0, 0, 1))[:, 1:]], -1)
         mixed = F.gelu(self.mix(around), approximate="tanh") * real
-        return self.pool(mixed.sum(2) * real.sum(2).clamp_min(1).rsqrt())
+        return self.pool(mixed.sum(1) * real.sum(1).clamp_min(1).rsqrt())
