@@ -1,10 +1,56 @@
-"""What all tests share: a hypothesis profile that does not depend on the speed of the machine."""
+"""What all tests share: a hypothesis profile that does not depend on the speed of the machine, and a tiny model."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
     "vitascope", deadline=None, max_examples=25, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("vitascope")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with random weights: 32 x 32 px, 9 frames at 12 fps (windows share 5), strides 4, tokens of 8 px,
+    3 steps, guidance 2."""
+    import torch
+    from torch import nn
+
+    from vitascope.models import FAMILIES
+    from vitascope.weights.checkpoint import save_checkpoint
+
+    folder = tmp_path_factory.mktemp("tiny")
+    levels = [
+        {"channels": 8, "encoder_blocks": 1, "decoder_blocks": 1, "stride": stride}
+        for stride in ([1, 1, 1], [2, 2, 2], [2, 1, 1])
+    ]
+    waves = [{"channels": 8, "stride": stride, "decoder_blocks": 1} for stride in (16, 20)]
+    parts = {
+        "video_codec": ("causal_video", {"latent_channels": 4, "patch_px": 2, "levels": levels, "preview_px": 2}),
+        "audio_codec": ("waveform", {"latent_channels": 6, "levels": waves}),
+        "text_encoder": ("bytes", {"width": 16, "depth": 1, "num_heads": 2, "byte_width": 8}),
+        "denoiser": (
+            "factorised",
+            {"width": 32, "depth": 2, "num_heads": 2, "audio_width": 16, "audio_heads": 2, "text_width": 16}
+            | {"video_channels": 4, "audio_channels": 6, "patch": [1, 2, 2]},
+        ),
+    }
+    torch.manual_seed(0)
+    for name, (family, config) in parts.items():
+        model = FAMILIES[family].build(config)
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.1)
+        save_checkpoint(folder / f"{name}.safetensors", model.state_dict(), family, config)
+    defaults = {
+        "clip": {"width_px": 32, "height_px": 32, "num_frames": 9},
+        "num_inference_steps": 3,
+        "guidance": {"scale": 2.0},
+        "overlap_frames": 5,
+    }
+    (folder / "pipeline.json").write_text(json.dumps(defaults))
+    return folder

@@ -22,10 +22,14 @@ PATH = RectifiedFlow()
 
 @dataclass
 class Recorder:
-    """x0 of a track = mean of the real text tokens + 0.1 x own values + 10 x (1 - mean level of the other tracks)."""
+    """x0 of a track = mean of the real text tokens + 0.1 x own values + 10 x (1 - mean level of the other tracks).
+
+    contrast: adds that many times the mean of the text x own values.
+    """
 
     prediction: Prediction = "velocity"
     calls: list[dict[str, Any]] = field(default_factory=list)
+    contrast: float = 0.0
 
     @property
     def capabilities(self) -> Capabilities:
@@ -46,7 +50,9 @@ class Recorder:
                 1 - t.noise.expand(batch, *t.noise.shape[1:]).flatten(1).mean(1) for n, t in tracks.items() if n != name
             ]
             level = meaning + 10 * sum(others, torch.zeros(batch))
-            x0 = level.reshape(-1, *[1] * (track.values.ndim - 1)) + 0.1 * track.values
+            per_clip = (-1, *[1] * (track.values.ndim - 1))
+            gain = 0.1 + self.contrast * meaning.reshape(per_clip)
+            x0 = level.reshape(per_clip) + gain * track.values
             answers[name] = PATH.from_x0(self.prediction, x0, track.values, track.noise)
         return answers
 
@@ -163,12 +169,12 @@ def test_rescale_gives_back_the_spread_of_the_conditional() -> None:
 
 
 def test_rescale_is_applied_to_what_is_guided() -> None:
-    plain, _ = run(Guidance(1.0))
-    x0, _ = run(Guidance(3.0, scales={"audio": 1.0}, rescale=1.0))
+    plain, _ = run(Guidance(1.0), Recorder(contrast=0.5))
+    x0, _ = run(Guidance(3.0, scales={"audio": 1.0}, rescale=1.0), Recorder(contrast=0.5))
     torch.testing.assert_close(x0["audio"], plain["audio"])
     torch.testing.assert_close(x0["video"].std((1, 2, 3, 4)), plain["video"].std((1, 2, 3, 4)))
-    unscaled, _ = run(Guidance(3.0))
-    assert not torch.allclose(x0["video"], unscaled["video"])
+    unscaled, _ = run(Guidance(3.0), Recorder(contrast=0.5))
+    assert (unscaled["video"].std((1, 2, 3, 4)) > 1.5 * x0["video"].std((1, 2, 3, 4))).all()
 
 
 def test_a_guided_denoiser_is_what_samplers_call() -> None:

@@ -147,7 +147,7 @@ def test_loader_processes_give_the_same_run(tmp_path: Path) -> None:
     train(toy_recipe(num_workers=2), tmp_path / "workers", stop_at=6)
     train(toy_recipe(num_workers=2), tmp_path / "workers", resume=True)
     one, other = final_state(tmp_path / "inline"), final_state(tmp_path / "workers")
-    one.pop("recipe"), other.pop("recipe")
+    del one["recipe"], other["recipe"]
     assert_same(one, other)
 
 
@@ -174,7 +174,7 @@ def test_accumulated_gradient_is_that_of_the_whole_batch_clipped_as_one() -> Non
     trainer = Trainer(stage, recipe, CPU)
     batches = [stage.batch(0), stage.batch(1)]
     losses = [trainer._loss(batch, i)[0] for i, batch in enumerate(batches)]
-    gradients = torch.autograd.grad(sum(losses) / 2, list(stage.model.parameters()))
+    gradients = torch.autograd.grad(torch.stack(losses).mean(), list(stage.model.parameters()))
     norm = torch.stack([g.norm() for g in gradients]).norm()
     assert norm > 0.01
     trainer.take_step(batches)
@@ -269,6 +269,8 @@ def test_ema_follows_its_recurrence_and_copies_buffers() -> None:
         decay = min(0.5, (1 + n) / (10 + n))
         expected = decay * expected + (1 - decay) * model.weight.detach()
     averaged = ema.model(model)
+    assert isinstance(averaged, nn.BatchNorm1d)
+    assert averaged.running_mean is not None
     assert torch.allclose(averaged.weight, expected)
     assert averaged.running_mean.tolist() == [11.0, 11.0]
     assert not averaged.training

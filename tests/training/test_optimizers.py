@@ -47,14 +47,30 @@ def model() -> nn.Module:
 def test_muon_takes_the_hidden_matrices_alone() -> None:
     net = model()
     optimizers = build_optimizers(net, OptimizerRecipe("muon"), CPU)
-    muon = optimizers.parts["muon"].param_groups[0]["params"]
-    assert [id(p) for p in muon] == [id(net["hidden"].weight)]  # type: ignore[index]
-    decayed, plain = optimizers.parts["adamw"].param_groups
-    assert [id(p) for p in decayed["params"]] == [id(net["conv"].weight)]  # type: ignore[index]
+    hidden, kernel = optimizers.parts["muon"].param_groups[0]["params"]
+    assert hidden is net["hidden"].weight  # type: ignore[index]
+    # a kernel goes as the matrix of its output channels by the rest, in the same memory
+    weight = net["conv"].weight  # type: ignore[index]
+    assert kernel.shape == (4, 12)
+    assert kernel.data_ptr() == weight.data_ptr()  # type: ignore[union-attr]
+    (plain,) = optimizers.parts["adamw"].param_groups
     assert len(plain["params"]) == 5
     assert plain["weight_decay"] == 0
     total = sum(p.numel() for part in optimizers.parts.values() for g in part.param_groups for p in g["params"])
     assert total == sum(p.numel() for p in net.parameters())
+
+
+def test_a_kernel_moves_through_its_matrix_and_keeps_no_gradient_there() -> None:
+    net = nn.Conv1d(4, 4, 3)
+    before = net.weight.detach().clone()
+    optimizers = build_optimizers(net, OptimizerRecipe("muon", weight_decay=0.0, muon_learning_rate=0.1), CPU)
+    net(torch.randn(2, 4, 9, generator=torch.Generator().manual_seed(0))).square().sum().backward()
+    optimizers.step()
+    step = (net.weight - before).flatten(1)
+    # Muon's update is the gradient's with all its singular values near one size: 0.2 sqrt(longer side) x rate each
+    singular = torch.linalg.svdvals(step.detach()) / (0.1 * 0.2 * 12**0.5)
+    assert ((singular > 0.6) & (singular < 1.3)).all()
+    assert optimizers.parts["muon"].param_groups[0]["params"][0].grad is None
 
 
 def test_factor_scales_each_peak_and_frozen_parameters_are_left_out() -> None:

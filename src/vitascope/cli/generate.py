@@ -4,40 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vitascope.cli.reporting import plain, print_json, say, stderr_console
+from vitascope.cli.sources import Lengths, Material, Sources, clip_format, given_of, read_material
 from vitascope.core.errors import InputError, MediaError, PromptError
 
 if TYPE_CHECKING:
     from vitascope.core.shapes import ClipFormat
     from vitascope.diffusion.samplers import Step
+    from vitascope.media.reading import Clip
     from vitascope.tasks.generate import Generated
     from vitascope.tasks.pipeline import Pipeline
-    from vitascope.tasks.request import GenerateRequest, Given
+    from vitascope.tasks.request import GenerateRequest
 
 RECIPE_TAG = "vitascope"
 """The tag of a file that holds its recipe, as JSON."""
 
 
-@dataclass(frozen=True)
-class Sources:
-    """The files a clip is made from, and the name of a camera move; recorded in its recipe."""
-
-    image: str = ""
-    keyframes: tuple[str, ...] = ()
-    audio: str = ""
-    video: str = ""
-    extend: str = ""
-    camera: str = ""
-
-
 def generate(
-    prompt: Annotated[str | None, typer.Argument(help="What the clip shows and sounds like.", show_default=False)] = None,
+    prompt: Annotated[
+        str | None, typer.Argument(help="What the clip shows and sounds like.", show_default=False)
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="File to write: .mp4, .mov, .mkv, .webm or .gif.")] = None,
     negative_prompt: Annotated[str, typer.Option(help="What the clip should be guided away from.")] = "",
     image: Annotated[str, typer.Option(help="Picture to start from.")] = "",
@@ -45,7 +37,7 @@ def generate(
         list[str] | None, typer.Option(help="TIME:FILE[:STRENGTH], a picture at a time in seconds; repeatable.")
     ] = None,
     audio: Annotated[str, typer.Option(help="Sound that the video follows.")] = "",
-    video: Annotated[str, typer.Option(help="Silent clip to give sound to.")] = "",
+    video: Annotated[str, typer.Option(help="Clip to give sound to; its frames are kept.")] = "",
     extend: Annotated[str, typer.Option(help="Clip to go on from; --seconds is then what is added.")] = "",
     camera: Annotated[str, typer.Option(help='Camera move as a path, such as "pans right" or "zooms in".')] = "",
     seconds: Annotated[float | None, typer.Option(help="Length.")] = None,
@@ -59,30 +51,41 @@ def generate(
     sampler: Annotated[str | None, typer.Option(help="euler, heun, dpmpp_2m, unipc or few_step.")] = None,
     model: Annotated[str, typer.Option(help="Model: pocket, or a folder.")] = "pocket",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto.")] = "auto",
+    precision: Annotated[str, typer.Option(help="fp32, bf16, or auto.")] = "auto",
     preview: Annotated[Path | None, typer.Option(help="Picture kept up to date with the clip as it forms.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="File with a prompt a line.")] = None,
-    output_dir: Annotated[Path | None, typer.Option(help="Folder for the clips of --prompts: 0001.mp4 and so on.")] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Folder for the clips of --prompts: 0001.mp4 and so on.")
+    ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print what was made as JSON on stdout.")] = False,
 ) -> None:
     """Make video with sound from a sentence, pictures, sound or video; the whole recipe is kept inside the file."""
+    from vitascope.tasks.generate import resolve
+    from vitascope.tasks.load import load_pipeline
+    from vitascope.tasks.request import GenerateRequest
+
     jobs = _jobs(prompt, output, prompts, output_dir)
+    _check_preview(preview)
     sources = Sources(image, tuple(keyframe or ()), audio, video, extend, camera)
-    pipeline = _load(model, device, [path for _, path in jobs])
-    lengths = _Lengths(seconds, num_frames, width, height, fps)
+    pipeline = load_pipeline(model, device, precision)
+    material = read_material(sources, pipeline.audio_codec.sample_rate_hz)
+    fmt = clip_format(pipeline, Lengths(seconds, num_frames, width, height, fps), material)
+    settings = GenerateRequest(
+        jobs[0][0],
+        negative_prompt,
+        fmt,
+        seed,
+        num_inference_steps,
+        guidance_scale,
+        sampler,
+        given_of(material, camera, fmt),
+    )
+    resolve(pipeline, settings)
     made = []
     for number, (text, path) in enumerate(jobs, start=1):
-        request = _request(pipeline, text, lengths, sources)
-        request = replace(
-            request,
-            negative_prompt=negative_prompt,
-            seed=seed,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            sampler=sampler,
-        )
         with _progress(f"{number}/{len(jobs)} {text}" if len(jobs) > 1 else text) as advance:
             watch = _watcher(pipeline, preview, advance)
-            result = make(pipeline, request, sources, watch)
+            result = make(pipeline, replace(settings, prompt=text), material, watch)
         made.append(write(result, path, sources))
         if not json_output:
             say(f"{path}: {describe(result)}")
@@ -108,8 +111,9 @@ def _jobs(
         raise InputError("--prompts FILE goes with --output-dir DIR, without a prompt or --output")
     try:
         lines = [line.strip() for line in prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{prompts} cannot be read as a list of prompts: {error}") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{prompts} cannot be read as a list of prompts: {reason}") from error
     if not lines:
         raise PromptError(f"{prompts} holds no prompts")
     try:
@@ -117,118 +121,54 @@ def _jobs(
     except OSError as error:
         raise MediaError(f"{output_dir} cannot be made: {error.strerror}") from error
     jobs = [(line, output_dir / f"{number:04}.mp4") for number, line in enumerate(lines, start=1)]
-    check_output(jobs[0][1])
+    for _, path in jobs:
+        check_output(path)
     return jobs
 
 
-def _load(model: str, device: str, outputs: list[Path]) -> Pipeline:
-    from vitascope.tasks.load import load_pipeline
+def _check_preview(preview: Path | None) -> None:
+    """Raise MediaError unless the preview can be written."""
+    if preview is None:
+        return
+    from vitascope.media.files import check_writable
+    from vitascope.media.pictures import PICTURE_SUFFIXES
 
-    return load_pipeline(model, device)
-
-
-@dataclass(frozen=True)
-class _Lengths:
-    seconds: float | None
-    num_frames: int | None
-    width: int | None
-    height: int | None
-    fps: float | None
-
-
-def _request(pipeline: Pipeline, prompt: str, lengths: _Lengths, sources: Sources) -> GenerateRequest:
-    """The request of one clip, with what its sources hold. Raises InputError or MediaError."""
-    from vitascope.tasks.request import GenerateRequest
-
-    fmt = clip_format(pipeline, lengths)
-    if sources.video or sources.audio and lengths.seconds is None and lengths.num_frames is None:
-        fmt = _format_of_source(pipeline, fmt, sources.video or sources.audio, lengths)
-    return GenerateRequest(prompt, format=fmt, given=read_given(sources, fmt))
-
-
-def clip_format(pipeline: Pipeline, lengths: _Lengths) -> ClipFormat:
-    """The format asked for, over the pipeline's own. Raises InputError (ShapeError)."""
-    base = pipeline.defaults.clip
-    if lengths.seconds is not None and lengths.num_frames is not None:
-        raise InputError("give --seconds or --num-frames, not both")
-    fmt = replace(
-        base, width_px=lengths.width or base.width_px, height_px=lengths.height or base.height_px, fps=lengths.fps or base.fps
-    )
-    if lengths.num_frames is not None:
-        fmt = replace(fmt, num_frames=lengths.num_frames)
-    if lengths.seconds is not None:
-        fmt = replace(fmt, num_frames=pipeline.frames_for(lengths.seconds, fmt.fps))
-    pipeline.check_format(fmt)
-    return fmt
-
-
-def _format_of_source(pipeline: Pipeline, fmt: ClipFormat, path: str, lengths: _Lengths) -> ClipFormat:
-    """As long as the given sound or video, as far as whole latent frames and the model's own length go."""
-    from vitascope.media.reading import read_audio, read_video
-
-    if path.lower().endswith((".wav", ".mp3", ".flac", ".ogg", ".m4a")):
-        duration_s = len(read_audio(path, fmt.sample_rate_hz)) / fmt.sample_rate_hz
-    else:
-        duration_s = read_video(path).duration_s
-    stride = pipeline.video_codec.strides.time
-    limit = lengths.num_frames or (fmt.num_frames if lengths.seconds is not None else pipeline.defaults.clip.num_frames)
-    fitting = 1 + max(0, int(duration_s * fmt.fps + 1e-6) - 1) // stride * stride
-    return replace(fmt, num_frames=min(limit, fitting))
-
-
-def read_given(sources: Sources, fmt: ClipFormat) -> Given:
-    """Read the files that a clip of format `fmt` is made from."""
-    from vitascope.media.frames import fit_samples, resample_frames
-    from vitascope.media.reading import read_audio, read_image, read_video
-    from vitascope.tasks.camera import named_camera_path
-    from vitascope.tasks.request import Given, Keyframe
-
-    keyframes = [Keyframe(0.0, read_image(sources.image), 1.0, sources.image)] if sources.image else []
-    for text in sources.keyframes:
-        time_s, path, strength = parse_keyframe(text)
-        keyframes.append(Keyframe(time_s, read_image(path), strength, path))
-    video = None
-    if sources.video:
-        clip = read_video(sources.video)
-        video = resample_frames(clip.frames, clip.fps, fmt.fps, fmt.num_frames)
-    audio = fit_samples(read_audio(sources.audio, fmt.sample_rate_hz), fmt.num_samples) if sources.audio else None
-    camera = named_camera_path(sources.camera, fmt) if sources.camera else None
-    return Given(tuple(keyframes), audio=audio, video=video, camera=camera)
-
-
-def parse_keyframe(text: str) -> tuple[float, str, float]:
-    """TIME:FILE[:STRENGTH] to its parts; colons inside FILE are kept. Raises InputError."""
-    time, _, rest = text.partition(":")
-    path, _, strength = rest.rpartition(":")
-    if not path or not _is_number(strength):
-        path, strength = rest, "1"
-    if not _is_number(time) or not path:
-        raise InputError(f"keyframe {text!r} is not TIME:FILE[:STRENGTH], for example 1.0:ball.png:0.8")
-    return float(time), path, float(strength)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    if preview.suffix.lower() not in PICTURE_SUFFIXES:
+        raise MediaError(f"{preview} is not the name of a picture; valid suffixes: {', '.join(PICTURE_SUFFIXES)}")
+    check_writable(preview)
 
 
 def make(
-    pipeline: Pipeline, request: GenerateRequest, sources: Sources, report: Callable[[Step], None] = lambda step: None
+    pipeline: Pipeline, request: GenerateRequest, material: Material, report: Callable[[Step], None] = lambda step: None
 ) -> Generated:
-    """The clip of a request; with `sources.extend`, that clip and what comes after it."""
-    from vitascope.media.frames import resample_frames
-    from vitascope.media.reading import Clip, read_video
+    """The clip of a request: after the clip to extend, or with the frames of the clip to give sound to."""
     from vitascope.tasks.long import extend, generate_any_length
 
-    if not sources.extend:
-        return generate_any_length(pipeline, request, report)
-    fmt = request.format
-    clip = read_video(sources.extend, sample_rate_hz=fmt.sample_rate_hz)
-    frames = resample_frames(clip.frames, clip.fps, fmt.fps)
-    return extend(pipeline, request, Clip(frames, fmt.fps, clip.samples, fmt.sample_rate_hz), report)
+    if material.extend is not None:
+        return extend(pipeline, request, before(material.extend, request.format), report)
+    made = generate_any_length(pipeline, request, report)
+    return made if material.video is None else replace(made, clip=_sounding(material.video, made.clip))
+
+
+def before(clip: Clip, fmt: ClipFormat) -> Clip:
+    """The clip to extend at the frame rate of `fmt`."""
+    from vitascope.media.frames import resample_frames
+
+    if abs(clip.fps - fmt.fps) < 1e-3:
+        return replace(clip, fps=fmt.fps)
+    say(f"note: the clip to extend is brought from {clip.fps:g} to {fmt.fps:g} fps")
+    return replace(clip, frames=resample_frames(clip.frames, clip.fps, fmt.fps), fps=fmt.fps)
+
+
+def _sounding(video: Clip, made: Clip) -> Clip:
+    """The frames of `video` at their own size and rate, as long as what was made, with the sound that was made."""
+    from vitascope.media.frames import fit_samples
+
+    assert made.samples is not None
+    assert made.sample_rate_hz is not None
+    frames = video.frames[: max(1, round(made.duration_s * video.fps))]
+    num_samples = round(len(frames) / video.fps * made.sample_rate_hz)
+    return replace(made, frames=frames, fps=video.fps, samples=fit_samples(made.samples, num_samples))
 
 
 def write(result: Generated, path: Path, sources: Sources) -> dict[str, Any]:
@@ -258,7 +198,7 @@ def _progress(text: str) -> Iterator[Callable[[Step], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = stderr_console()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         job = bar.add_task(text[:60], total=None)
         yield lambda step: bar.update(job, total=step.num_steps, completed=step.index + 1)

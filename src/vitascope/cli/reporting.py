@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from math import floor
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from vitascope.core.errors import InputError, ShapeError
+from vitascope.core.errors import InputError, MediaError, ShapeError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,8 +31,20 @@ def say(line: str) -> None:
 
 
 def print_json(value: object) -> None:
-    """A result on stdout, for machines: one JSON document, dataclasses and tensors as plain values."""
-    sys.stdout.write(json.dumps(plain(value), ensure_ascii=False) + "\n")
+    """A result on stdout, for machines: one JSON document in ASCII, dataclasses and tensors as plain values.
+
+    Raises MediaError where stdout does not take it (a full disk), BrokenPipeError where nobody reads it any more.
+    """
+    text = json.dumps(plain(value)) + "\n"
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # What is left in the buffer must not fail once more when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise MediaError(f"the result cannot be written to stdout: {error.strerror}") from error
 
 
 def track(items: Iterable[Item], description: str, total: int) -> Iterator[Item]:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitascope.cli.generate import RECIPE_TAG, Sources, describe, make, read_given, write
+from vitascope.cli.generate import RECIPE_TAG, before, describe, make, write
 from vitascope.cli.reporting import print_json, say
-from vitascope.core.errors import MediaError
+from vitascope.cli.sources import Sources, given_of, read_material
+from vitascope.core.errors import InputError, MediaError
+
+if TYPE_CHECKING:
+    from vitascope.tasks.request import GenerateRequest
 
 
 def rerun(
@@ -20,33 +25,44 @@ def rerun(
     json_output: Annotated[bool, typer.Option("--json", help="Print what was made as JSON on stdout.")] = False,
 ) -> None:
     """Make a clip again from the recipe inside its file: the same model, settings, seed and sources."""
-    from vitascope.core.shapes import ClipFormat
     from vitascope.media.writing import check_output
     from vitascope.tasks.load import load_pipeline
-    from vitascope.tasks.request import GenerateRequest
 
     recipe = read_recipe(file)
     target = output or file.with_name(f"{file.stem}.rerun{file.suffix}")
     check_output(target)
-    try:
-        sources = Sources(**{k: tuple(v) if isinstance(v, list) else v for k, v in recipe["sources"].items()})
-        fmt = ClipFormat(recipe["width"], recipe["height"], recipe["fps"], recipe["num_frames"])
-        names = ("prompt", "negative_prompt", "seed", "num_inference_steps", "guidance_scale", "sampler")
-        settings = {name: recipe[name] for name in names}
-        model, weights = recipe["model"], recipe["weights"]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise MediaError(f"the recipe in {file} is damaged: {error}") from error
-    pipeline = load_pipeline(model, device)
-    if pipeline.fingerprint != weights:
-        say(f"note: {file} was made with other weights of {model}; the new clip will differ")
-    if sources.extend:
-        fmt = _added(fmt, sources.extend)
-    result = make(pipeline, GenerateRequest(format=fmt, given=read_given(sources, fmt), **settings), sources)
+    sources, request = _parts(file, recipe)
+    pipeline = load_pipeline(str(recipe["model"]), device, str(recipe["precision"]))
+    if pipeline.fingerprint != recipe["weights"]:
+        say(f"note: {file} was made with other weights of {recipe['model']}; the new clip will differ")
+    material = read_material(sources, pipeline.audio_codec.sample_rate_hz)
+    fmt = request.format
+    if material.extend is not None:
+        # The recipe holds the whole length, the request of an extension what is added.
+        there = len(before(material.extend, fmt).frames)
+        fmt = replace(fmt, num_frames=fmt.num_frames - there + 1)
+    result = make(pipeline, replace(request, format=fmt, given=given_of(material, sources.camera, fmt)), material)
     made = write(result, target, sources)
     if json_output:
         print_json(made)
     else:
         say(f"{target}: {describe(result)}")
+
+
+def _parts(file: Path, recipe: dict[str, Any]) -> tuple[Sources, GenerateRequest]:
+    """The sources and the request (without what is given) of a recipe. Raises MediaError where it is damaged."""
+    from vitascope.core.shapes import ClipFormat
+    from vitascope.tasks.request import GenerateRequest
+
+    names = ("prompt", "negative_prompt", "seed", "num_inference_steps", "guidance_scale", "sampler")
+    try:
+        sources = Sources(**{k: tuple(v) if isinstance(v, list) else v for k, v in recipe["sources"].items()})
+        fmt = ClipFormat(recipe["width"], recipe["height"], recipe["fps"], recipe["num_frames"])
+        for name in ("model", "weights", "precision"):
+            recipe[name]
+        return sources, GenerateRequest(format=fmt, **{name: recipe[name] for name in names})
+    except (KeyError, TypeError, AttributeError, InputError) as error:
+        raise MediaError(f"the recipe in {file} is damaged: {error}") from error
 
 
 def read_recipe(file: Path) -> dict[str, Any]:
@@ -63,14 +79,3 @@ def read_recipe(file: Path) -> dict[str, Any]:
     if not isinstance(recipe, dict):
         raise MediaError(f"the recipe in {file} is damaged: it is no object")
     return recipe
-
-
-def _added(fmt: Any, extended: str) -> Any:
-    """The format of what was added: the recipe of an extended clip holds its whole length."""
-    from dataclasses import replace
-
-    from vitascope.media.frames import resample_frames
-    from vitascope.media.reading import read_video
-
-    clip = read_video(extended)
-    return replace(fmt, num_frames=fmt.num_frames - len(resample_frames(clip.frames, clip.fps, fmt.fps)) + 1)

@@ -44,7 +44,7 @@ class Capabilities:
 
 
 class Denoiser(Protocol):
-    """Predicts, for every track, the quantity named by `capabilities.prediction`, in the shape of the track's values."""
+    """Predicts, for every track, the quantity named by `capabilities.prediction`, in the shape of its values."""
 
     @property
     def capabilities(self) -> Capabilities: ...

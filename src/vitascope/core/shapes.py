@@ -61,9 +61,8 @@ def latent_frames(num_frames: int, stride: int) -> int:
     if num_frames < 1 or (num_frames - 1) % stride:
         below = max(0, (num_frames - 1) // stride) * stride + 1
         near = [n for n in (below, below + stride) if n >= 1]
-        raise ShapeError(
-            f"{num_frames} frames do not fit: the codec takes 1 + {stride}k frames; nearest: {', '.join(map(str, near))}"
-        )
+        nearest = ", ".join(map(str, near))
+        raise ShapeError(f"{num_frames} frames do not fit: the codec takes 1 + {stride}k frames; nearest: {nearest}")
     return 1 + (num_frames - 1) // stride
 
 

@@ -194,6 +194,7 @@ def _isolate(tracks: Tracks, name: str, seed: int) -> Tracks:
             isolated[other] = track
             continue
         source = generator(seed, "cross-modal", other)
-        noise = torch.randn(track.values.shape, generator=source).to(track.values)
-        isolated[other] = track.with_values(noise, torch.ones_like(track.noise))
+        # The same for every clip, so that a clip does not depend on the others of its batch.
+        noise = torch.randn(track.values.shape[1:], generator=source).to(track.values)
+        isolated[other] = track.with_values(noise.expand_as(track.values), torch.ones_like(track.noise))
     return isolated

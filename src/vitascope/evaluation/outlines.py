@@ -12,13 +12,16 @@ import numpy as np
 
 from vitascope.evaluation.footage import Floats
 from vitascope.evaluation.prototypes import RADIUS, prototypes
-from vitascope.evaluation.regions import fill_holes
+from vitascope.evaluation.regions import box_blur, fill_holes, grow
 from vitascope.evaluation.subjects import SubjectTrack
 from vitascope.world.scene import FACE, SHAPES, Subject
 
 NUM_ANGLES = 120
 RADII = np.linspace(0.05, 1.75, 28)
 """Polar grid, in radii of the disc of equal area; the tips of a star lie at 1.6."""
+_BLURS_PX = (0, 3, 5)
+SHARPNESS = 2.0
+NO_SHAPE = "none"
 _CROP = 33
 """Samples a side of the picture of a subject, which spans +- 1 radius of the outline."""
 
@@ -46,27 +49,48 @@ def sample(image: Floats, x_px: np.ndarray, y_px: np.ndarray) -> Floats:
 
 @dataclass(frozen=True)
 class OutlineModel:
-    """Polar cover of the five shapes (5, 28, 120)."""
+    """Polar cover of the five shapes, sharp and blurred (3, 5, 28, 120)."""
 
     templates: Floats
 
     def distances(self, cover: Floats) -> Floats:
-        """Area of disagreement of a cover (28, 120) with each shape at its best rotation, as a share of the area."""
+        """Area of disagreement of a cover (28, 120) with each shape (5,), as a share of the area: the least over
+        rotations and blurs."""
         weight = (RADII * np.gradient(RADII))[:, None]
         spectrum = np.fft.rfft(cover, axis=1)
         scale = weight.sum() * NUM_ANGLES * float((cover * weight).sum() / (weight.sum() * NUM_ANGLES) or 1.0)
-        result = []
-        for template in self.templates:
-            cross = np.fft.irfft((spectrum * np.conj(np.fft.rfft(template, axis=1)) * weight).sum(0), NUM_ANGLES)
-            total = (weight * (cover**2 + template**2)).sum() - 2 * cross.max()
-            result.append(total / scale)
-        return np.asarray(result, np.float32)
+        template = np.fft.rfft(self.templates, axis=-1)
+        cross = np.fft.irfft((spectrum * np.conj(template) * weight).sum(-2), NUM_ANGLES).max(-1)
+        total = (weight * (cover**2 + self.templates**2)).sum((-2, -1)) - 2 * cross
+        return (total / scale).min(0).astype(np.float32)
 
 
 def build_outline_model() -> OutlineModel:
     """Measure the five outlines on the polar grid, from the world's own paint."""
     painted = prototypes([Subject("white", shape) for shape in SHAPES])
-    return OutlineModel(np.stack([_centred_cover(each.cover) for each in painted]))
+    blurred = [[box_blur(box_blur(each.cover, blur), blur) for each in painted] for blur in _BLURS_PX]
+    soft = [[np.clip(SHARPNESS * (cover - 0.5) + 0.5, 0, 1) for cover in row] for row in blurred]
+    return OutlineModel(np.stack([[_centred_cover(cover) for cover in row] for row in soft]))
+
+
+def soft_cover(track: SubjectTrack, pixels: Floats, index: int) -> Floats:
+    """How much of each pixel (H, W) of frame `index` is the subject, in [0, 1], from its colour and that around it.
+
+    a = d_b / (d_b + d_s), with d_b the distance of the pixel's colour to the median colour around the subject and d_s
+    that to the line from 0.6 to 1.15 of the subject's colour (its shades); then 4 (a - 0.5) + 0.5, clamped, so that
+    blur around notches and holes, which a mask fills, counts little.
+    """
+    mask = track.mask[index]
+    near = grow(mask, 3)
+    around = grow(mask, 7) & ~near
+    frame = pixels[index]
+    behind = np.median(frame[around], axis=0) if around.any() else np.zeros(3, np.float32)
+    colour = track.rgb[index]
+    along = np.clip(frame @ colour / max(float(colour @ colour), 1.0), 0.6, 1.15)
+    to_subject = np.linalg.norm(frame - along[..., None] * colour, axis=-1)
+    to_behind = np.linalg.norm(frame - behind, axis=-1)
+    share = to_behind / np.maximum(to_behind + to_subject, 1e-3)
+    return (np.clip(SHARPNESS * (share - 0.5) + 0.5, 0, 1) * near).astype(np.float32)
 
 
 def _centred_cover(cover: Floats) -> Floats:
@@ -84,8 +108,8 @@ def classify_shape(track: SubjectTrack, pixels: Floats, model: OutlineModel) -> 
     """
     frames = np.nonzero(track.whole if track.whole.any() else track.present)[0]
     if not len(frames):
-        return SHAPES[0], np.full(len(SHAPES), np.nan, np.float32)
-    per_frame = np.stack([model.distances(_centred_cover(track.mask[i].astype(np.float32))) for i in frames])
+        return NO_SHAPE, np.full(len(SHAPES), np.nan, np.float32)
+    per_frame = np.stack([model.distances(_centred_cover(soft_cover(track, pixels, i))) for i in frames])
     distances = np.median(per_frame, axis=0)
     nearest = SHAPES[int(np.argmin(distances))]
     if nearest != "ring" and is_face(track, pixels, frames):

@@ -20,6 +20,8 @@ SMALLEST_RADIUS = 0.09
 LONGEST = 1.6
 """Longer blobs (ratio of principal deviations) are clouds and the like: every shape of the theatre is as wide as high."""
 _MAX_FALSE_COLOURS = 3
+SECOND_SHARE = 0.12
+"""Least area of a second subject as a share of the first's."""
 PRESENT_SHARE = 0.5
 """A second subject must be seen in this share of the frames."""
 
@@ -65,25 +67,25 @@ def find_subjects(pixels: Floats, background: str, model: ColourModel) -> list[S
     if not len(large):
         return []
     kept = np.isin(blobs, large)
-    weight = _votes_per_frame(model.likeliest_colour(pixels), kept)
-    first_guess = tracks = _tracks_by_colour(pixels, kept, weight, smallest_px, model)
     likeliest = model.likeliest_colour(pixels)
+    first_guess = tracks = _tracks_by_colour(pixels, kept, likeliest, smallest_px, model)
     for _ in range(_MAX_FALSE_COLOURS):
         false = [list(COLOURS).index(track.colour) for track in tracks if _elongation(track.mask) > LONGEST]
         if not false or not tracks:
             break
         kept = _opened(kept & ~np.isin(likeliest, false), 1)
-        weight = _votes_per_frame(likeliest, kept)
-        tracks = _tracks_by_colour(pixels, kept, weight, smallest_px, model) if kept.any() else []
-    return tracks or first_guess
+        tracks = _tracks_by_colour(pixels, kept, likeliest, smallest_px, model) if kept.any() else []
+    tracks = tracks or first_guess
+    return sorted(tracks, key=lambda track: -track.mask.sum())
 
 
 def _tracks_by_colour(
-    pixels: Floats, kept: Mask, weight: Floats, smallest_px: float, model: ColourModel
+    pixels: Floats, kept: Mask, likeliest: np.ndarray, smallest_px: float, model: ColourModel
 ) -> list[SubjectTrack]:
     names = list(COLOURS)
-    order = np.argsort(-weight.sum(0))
-    first, partner = int(order[0]), _second_colour(weight, order, smallest_px)
+    votes = _votes_per_frame(likeliest, kept)
+    first = int(np.argmax(votes.sum(0)))
+    partner = _second_colour(votes, _blob_areas(likeliest, kept), first, smallest_px)
     if partner is None:
         return [follow(part, names[first], pixels) for part in _largest_blobs(kept, smallest_px)]
     nearer = box_blur(model.colour_odds(pixels, first, partner).clip(-6, 6), 2) > 0
@@ -117,15 +119,32 @@ def _votes_per_frame(votes: np.ndarray, kept: Mask) -> Floats:
     return np.stack([((votes == index) & core).sum((1, 2)) for index in range(len(COLOURS))], 1).astype(np.float32)
 
 
-def _second_colour(weight: Floats, order: np.ndarray, smallest_px: float) -> int | None:
-    """The runner-up, if it has enough pixels of its own in enough frames."""
-    first, second = int(order[0]), int(order[1])
-    enough = np.maximum(0.35 * smallest_px, 0.12 * weight[:, first])
-    return second if (weight[:, second] > enough).mean() >= PRESENT_SHARE else None
+def _blob_areas(likeliest: np.ndarray, kept: Mask) -> Floats:
+    """Area in px of the blobs of each frame by the colour that most of a blob's inner pixels have, (T, 9)."""
+    blobs, count = label(kept)
+    inner = np.where(shrink(kept, 1), blobs, 0)
+    votes = np.zeros((count + 1, len(COLOURS)), np.int64)
+    np.add.at(votes, (inner.ravel(), likeliest.ravel()), 1)
+    area = np.bincount(blobs.ravel(), minlength=count + 1)
+    result = np.zeros((len(kept), len(COLOURS)), np.float32)
+    for frame, labels in enumerate(blobs):
+        for number in np.unique(labels):
+            if number:
+                result[frame, int(votes[number].argmax())] += area[number]
+    return result
+
+
+def _second_colour(votes: Floats, areas: Floats, first: int, smallest_px: float) -> int | None:
+    """The colour beside `first` that most frames have: as a blob of its own, or with enough pixels in a common one."""
+    enough = np.maximum(0.35 * smallest_px, 0.12 * votes[:, first])[:, None]
+    shown = ((areas >= smallest_px) | (votes > enough)).mean(0)
+    shown[first] = 0
+    second = int(np.lexsort((votes.sum(0), shown))[-1])
+    return second if shown[second] >= PRESENT_SHARE else None
 
 
 def _largest_blobs(mask: Mask, smallest_px: float) -> list[Mask]:
-    """The largest blob of every frame, and a second one if there is one of half its size in most frames.
+    """The largest blob of every frame, and a second one if there is one of an eighth of its size in most frames.
 
     Blobs of successive frames are joined by the shorter of the two ways to pair them.
     """
@@ -136,7 +155,7 @@ def _largest_blobs(mask: Mask, smallest_px: float) -> list[Mask]:
     for frame in blobs:
         present = np.unique(frame)
         ranked = sorted((int(i) for i in present if i), key=lambda i: -area[i])
-        ranked = [i for i in ranked if area[i] >= max(0.4 * area[ranked[0]], smallest_px)]
+        ranked = [i for i in ranked if area[i] >= max(SECOND_SHARE * area[ranked[0]], smallest_px)]
         chosen.append(ranked[:2])
     if not any(chosen):
         return []

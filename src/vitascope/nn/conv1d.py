@@ -1,7 +1,7 @@
 """Layers on waveforms and 1-D latents: causal convolution, sub-pixel up-sampling, Snake, a norm over channels.
 
-B batch, C channels, T steps; activations are (B, C, T), the layout in which 1-D convolutions are fastest on a CPU. Every
-layer sees only the past, so that a `TailCache` makes chunks equal the whole.
+B batch, C channels, T steps; activations are (B, C, T), the layout in which 1-D convolutions are fastest on a CPU.
+Every layer sees only the past, so that a `TailCache` makes chunks equal the whole.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class CausalConv1d(nn.Conv1d):
 
 
 def past_and_present(layer: nn.Module, x: Tensor, history: int, cache: TailCache | None) -> Tensor:
-    """`x` (B, C, T) with the `history` steps before it in front: those the cache holds for `layer`, zeros without one."""
+    """`x` (B, C, T) with the `history` steps before it in front: what the cache holds for `layer`, zeros without."""
     if not history:
         return x
     if cache is None:

@@ -48,9 +48,7 @@ def choose_backend(num_queries: int, num_keys: int, device_type: str) -> str:
     return "matmul" if device_type == "cpu" and num_queries * num_keys <= MATMUL_MAX_SCORES else "sdpa"
 
 
-def attend(
-    q_BLHE: Tensor, k_BSGE: Tensor, v_BSGE: Tensor, mask: Tensor | None = None, backend: str = "auto"
-) -> Tensor:
+def attend(q_BLHE: Tensor, k_BSGE: Tensor, v_BSGE: Tensor, mask: Tensor | None = None, backend: str = "auto") -> Tensor:
     """Softmax attention, (B, L, H, E).
 
     mask: boolean, broadcastable to (B, H, L, S), True where a query sees a key; every query must see one (a query that

@@ -13,18 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitascope.core.errors import InputError
+from vitascope.core.errors import CapabilityError, InputError, ShapeError, choice
 from vitascope.core.random import generator
 from vitascope.core.shapes import ClipFormat
 from vitascope.core.tracks import AUDIO, VIDEO, Track
 from vitascope.diffusion.guidance import GuidedDenoiser, join_tracks
-from vitascope.diffusion.samplers import sampler_named
+from vitascope.diffusion.samplers import SAMPLERS, sampler_named
 from vitascope.diffusion.samplers.step import Step
 from vitascope.diffusion.schedules import shifted_levels
 from vitascope.media.frames import fit, fit_samples
 from vitascope.media.reading import Clip
 from vitascope.tasks.known import start_tracks
-from vitascope.tasks.pipeline import Pipeline
+from vitascope.tasks.pipeline import PRECISIONS, Pipeline
 from vitascope.tasks.request import GenerateRequest
 
 Report = Callable[[Step], None]
@@ -41,7 +41,7 @@ class Generated:
 
 
 def generate(pipeline: Pipeline, request: GenerateRequest, report: Report = lambda step: None) -> Generated:
-    """Make one clip. Raises InputError (ShapeError, PromptError, CapabilityError) before any work that would be lost."""
+    """Make one clip. Raises InputError (ShapeError, PromptError, CapabilityError) before the first step."""
     return generate_batch(pipeline, [request], report)[0]
 
 
@@ -49,18 +49,22 @@ def generate_batch(
     pipeline: Pipeline, requests: Sequence[GenerateRequest], report: Report = lambda step: None
 ) -> list[Generated]:
     """Make several clips of one format together. Prompts, seeds and what is given may differ; the settings may not."""
+    if not requests:
+        raise InputError("a batch needs at least one request")
     first = resolve(pipeline, requests[0])
     for request in requests[1:]:
         if _shared(resolve(pipeline, request)) != _shared(first):
-            raise InputError("clips of a batch share format, steps, guidance scale, sampler and kind of camera")
+            raise InputError("clips of a batch share format, steps, guidance, sampler and whether a camera is given")
     pipeline.check_format(first.format)
     pipeline.check_tracks()
+    for request in requests:
+        _check_camera(pipeline, request)
     clock = _Clock()
     tracks = join_tracks([start_tracks(pipeline, r.format, r.given, r.seed) for r in requests])
     clock.lap("encode")
     denoise = _guided(pipeline, requests, first)
     clock.lap("text")
-    tracks = _sample(pipeline, denoise, tracks, first, report)
+    tracks = _sample(pipeline, denoise, tracks, [request.seed for request in requests], first, report)
     clock.lap("denoise")
     frames, sound = _decode(pipeline, tracks, first.format)
     clock.lap("decode")
@@ -71,20 +75,22 @@ def generate_batch(
 
 
 def resolve(pipeline: Pipeline, request: GenerateRequest) -> GenerateRequest:
-    """The request with the pipeline's defaults filled in."""
-    defaults = pipeline.defaults
+    """The request with the pipeline's defaults filled in. Raises InputError for a sampler that there is not."""
+    own = pipeline.defaults
+    steps, scale, sampler = request.num_inference_steps, request.guidance_scale, request.sampler
     return replace(
         request,
-        num_inference_steps=request.num_inference_steps or defaults.num_inference_steps,
-        guidance_scale=defaults.guidance.scale if request.guidance_scale is None else request.guidance_scale,
-        sampler=request.sampler or defaults.sampler,
+        num_inference_steps=own.num_inference_steps if steps is None else steps,
+        guidance_scale=own.guidance.scale if scale is None else scale,
+        sampler=choice("sampler", own.sampler if sampler is None else sampler, SAMPLERS),
     )
 
 
 def recipe_of(pipeline: Pipeline, request: GenerateRequest) -> dict[str, Any]:
     """What a clip was made with, as JSON values: settings as resolved, model and the fingerprint of its weights."""
     settings = resolve(pipeline, request).settings()
-    return {**settings, "model": pipeline.name, "weights": pipeline.fingerprint, "precision": str(pipeline.precision)[6:]}
+    precision = next(name for name, dtype in PRECISIONS.items() if dtype == pipeline.precision)
+    return {**settings, "model": pipeline.name, "weights": pipeline.fingerprint, "precision": precision}
 
 
 def _shared(request: GenerateRequest) -> tuple[object, ...]:
@@ -93,39 +99,58 @@ def _shared(request: GenerateRequest) -> tuple[object, ...]:
 
 
 def _guided(pipeline: Pipeline, requests: Sequence[GenerateRequest], first: GenerateRequest) -> GuidedDenoiser:
-    """The denoiser with prompts, guidance and camera."""
+    """The denoiser with prompts, guidance and camera; without the unconditional half where nothing asks for it."""
     assert first.guidance_scale is not None
-    with _precision(pipeline):
+    guidance = pipeline.defaults.guidance
+    if first.guidance_scale != guidance.scale:
+        guidance = replace(guidance, scale=first.guidance_scale, scales={})
+    uncond = None
+    with torch.no_grad(), _precision(pipeline):
         cond = pipeline.text_encoder([request.prompt for request in requests])
-        uncond = pipeline.text_encoder([request.negative_prompt for request in requests])
+        if any(guidance.text_scale(track) != 1 for track in (VIDEO, AUDIO)):
+            uncond = pipeline.text_encoder([request.negative_prompt for request in requests])
     cameras = [request.given.camera for request in requests if request.given.camera is not None]
     return GuidedDenoiser(
         pipeline.denoiser,
         pipeline.path,
         cond,
         uncond,
-        replace(pipeline.defaults.guidance, scale=first.guidance_scale),
+        guidance,
         camera=torch.stack([_latent_camera(pipeline, camera) for camera in cameras]) if cameras else None,
-        seed=first.seed,
     )
+
+
+def _check_camera(pipeline: Pipeline, request: GenerateRequest) -> None:
+    camera, num_frames = request.given.camera, request.format.num_frames
+    if camera is None:
+        return
+    if not pipeline.denoiser.capabilities.camera:
+        raise CapabilityError(f"{pipeline.name} takes no camera path")
+    if camera.shape != (num_frames, 7):
+        raise ShapeError(f"the camera path of {num_frames} frames is ({num_frames}, 7), got {tuple(camera.shape)}")
 
 
 def _latent_camera(pipeline: Pipeline, camera: Tensor) -> Tensor:
     """A path (T, 7) by frame as (N, 7) by latent frame: the first frame, then means over each block of frames."""
     time_stride = pipeline.video_codec.strides.time
-    later = camera[1:].unflatten(0, (-1, time_stride)).mean(1)
+    later = camera[1:].unflatten(0, (len(camera) // time_stride, time_stride)).mean(1)
     return torch.cat([camera[:1], later]).to(pipeline.device)
 
 
 @torch.no_grad()
 def _sample(
-    pipeline: Pipeline, denoise: GuidedDenoiser, tracks: dict[str, Track], settings: GenerateRequest, report: Report
+    pipeline: Pipeline,
+    denoise: GuidedDenoiser,
+    tracks: dict[str, Track],
+    seeds: Sequence[int],
+    settings: GenerateRequest,
+    report: Report,
 ) -> dict[str, Track]:
     assert settings.num_inference_steps is not None
     assert settings.sampler is not None
     levels = shifted_levels(settings.num_inference_steps, pipeline.defaults.shift)
     sampler = sampler_named(settings.sampler)
-    draw = generator(settings.seed, "sampler", device=pipeline.device)
+    draw = [generator(seed, "sampler") for seed in seeds]
     with _precision(pipeline):
         for step in sampler(denoise, tracks, levels, path=pipeline.path, generator=draw):
             report(step)

@@ -38,10 +38,10 @@ def start_tracks(pipeline: Pipeline, fmt: ClipFormat, given: Given, seed: int) -
     audio = _audio_cells(pipeline, fmt, given)
     partial = any(0 < int((cells.level < 1).sum()) < len(cells.level) for cells in (video, audio))
     if partial and pipeline.denoiser.capabilities.noise == "clip":
-        raise CapabilityError(f"{pipeline.name} takes one noise level a clip: it cannot keep some frames and make others")
-    strides, latents_per_s = pipeline.video_codec.strides, pipeline.audio_codec.sample_rate_hz / pipeline.audio_codec.hop
-    frame_times = torch.tensor(latent_frame_times(len(video.level), strides.time, fmt.fps))
-    audio_times = (torch.arange(len(audio.level)) + 0.5) / latents_per_s
+        raise CapabilityError(f"{pipeline.name} takes one noise level a clip: it cannot keep frames and make others")
+    stride, codec = pipeline.video_codec.strides.time, pipeline.audio_codec
+    frame_times = torch.tensor(latent_frame_times(len(video.level), stride, fmt.fps))
+    audio_times = (torch.arange(len(audio.level)) + 0.5) * codec.hop / codec.sample_rate_hz
     return {
         VIDEO: _noised(pipeline, VIDEO, video, frame_times, seed),
         AUDIO: _noised(pipeline, AUDIO, audio, audio_times, seed),
@@ -68,12 +68,20 @@ def _video_cells(pipeline: Pipeline, fmt: ClipFormat, given: Given) -> Cells:
     if given.past is not None:
         past = _encode(pipeline, _sized(given.past, fmt, "the clip to extend", whole=False))
         if past.shape[2] >= count:
-            raise ShapeError(f"{given.past.shape[0]} frames are given and {fmt.num_frames} asked for: nothing is left to make")
+            asked = f"{given.past.shape[0]} frames are given and {fmt.num_frames} asked for"
+            raise ShapeError(f"{asked}: nothing is left to make")
         clean[:, :, : past.shape[2]], level[: past.shape[2]] = past, 0.0
+    taken: dict[int, float] = {}
     for keyframe in given.keyframes:
         index, latent = _keyframe(pipeline, fmt, keyframe)
         if level[index] == 0.0 and given.past is not None:
             raise InputError(f"a keyframe at {keyframe.time_s} s lies in the part that is already there")
+        if index in taken:
+            raise InputError(
+                f"keyframes at {taken[index]} s and {keyframe.time_s} s fall on one latent frame; "
+                f"leave {codec.strides.time} frames ({codec.strides.time / fmt.fps:.3f} s) between them"
+            )
+        taken[index] = keyframe.time_s
         clean[:, :, index], level[index] = latent, 1.0 - keyframe.strength
     return Cells(clean, level)
 
@@ -102,11 +110,11 @@ def _audio_cells(pipeline: Pipeline, fmt: ClipFormat, given: Given) -> Cells:
     clean, level = torch.zeros(1, codec.latent_channels, count), torch.ones(count)
     if given.audio is not None:
         clean, level = _encode_audio(pipeline, given.audio, count), torch.zeros(count)
-    elif given.past is not None and given.past_audio is not None:
-        past_s = given.past.shape[0] / fmt.fps
-        known = int(past_s * latents_per_s) // pipeline.audio_patch * pipeline.audio_patch
-        clean[:, :, :known] = _encode_audio(pipeline, given.past_audio, known)
-        level[:known] = 0.0
+    elif given.past_audio is not None:
+        whole = min(count, given.past_audio.shape[-1] // codec.hop)
+        known = whole // pipeline.audio_patch * pipeline.audio_patch
+        if known:
+            clean[:, :, :known], level[:known] = _encode_audio(pipeline, given.past_audio, known), 0.0
     return Cells(clean, level)
 
 

@@ -12,16 +12,23 @@ import torch
 from torch import nn
 
 import vitascope
-from vitascope.core.errors import CheckpointError, InputError
+from vitascope.core.errors import CheckpointError, InputError, VitascopeError, choice
+from vitascope.core.shapes import latent_frames
 from vitascope.diffusion.paths import RectifiedFlow
-from vitascope.models import load_model
-from vitascope.tasks.pipeline import Defaults, Pipeline
-from vitascope.weights.checkpoint import file_digest
+from vitascope.models import build_model
+from vitascope.tasks.pipeline import PRECISIONS, Defaults, Pipeline
+from vitascope.weights.checkpoint import file_digest, load_checkpoint
 from vitascope.weights.config import config_from_dict
 
 POCKET = "pocket"
 """The model that ships with the package."""
-PARTS = ("video_codec", "audio_codec", "text_encoder", "denoiser")
+PARTS: dict[str, tuple[str, ...]] = {
+    "video_codec": ("causal_video",),
+    "audio_codec": ("waveform",),
+    "text_encoder": ("bytes",),
+    "denoiser": ("factorised",),
+}
+"""The files of a pipeline, and the families that each may be of."""
 _SETTINGS = "pipeline.json"
 
 
@@ -35,7 +42,8 @@ def load_pipeline(model: str = POCKET, device: str = "auto", precision: str = "a
     place = choose_device(device)
     defaults = _defaults(folder)
     files = {name: folder / f"{name}.safetensors" for name in PARTS}
-    parts: dict[str, Any] = {name: load_model(path, place) for name, path in files.items()}
+    parts: dict[str, Any] = {name: _load_part(name, path).to(place) for name, path in files.items()}
+    _check_parts(folder, parts, defaults)
     patch, audio_patch = _patches(parts["denoiser"])
     return Pipeline(
         name=model,
@@ -62,18 +70,19 @@ def choose_device(name: str) -> torch.device:
         raise InputError(f"device {name!r} is not there: {torch.cuda.device_count()} CUDA devices were found")
     if device.type not in ("cpu", "cuda", "mps"):
         raise InputError(f"device {name!r} is not known; valid values: auto, cpu, cuda, cuda:N")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise InputError(f"device {name!r} is not there")
     return device
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """fp32 or bf16; "auto" is bf16 on a GPU and on CPUs with matrix units for it, else fp32."""
-    known = {"fp32": torch.float32, "bf16": torch.bfloat16}
-    if name in known:
-        return known[name]
-    if name != "auto":
-        raise InputError(f"precision {name!r} is not known; valid values: auto, {', '.join(known)}")
+    if choice("precision", name, ("auto", *PRECISIONS)) != "auto":
+        return PRECISIONS[name]
     if device.type == "cpu":
-        return torch.bfloat16 if getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False) else torch.float32
+        return (
+            torch.bfloat16 if getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False) else torch.float32
+        )
     return torch.bfloat16
 
 
@@ -88,6 +97,35 @@ def _defaults(folder: Path) -> Defaults:
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} must hold an object of defaults")
     return config_from_dict(Defaults, values)
+
+
+def _load_part(name: str, path: Path) -> nn.Module:
+    checkpoint = load_checkpoint(path)
+    if checkpoint.family not in PARTS[name]:
+        valid = ", ".join(PARTS[name])
+        raise CheckpointError(f"{path} holds a model of family {checkpoint.family!r}; valid families: {valid}")
+    return build_model(checkpoint, str(path))
+
+
+def _check_parts(folder: Path, parts: Mapping[str, Any], defaults: Defaults) -> None:
+    """Raise CheckpointError where parts were not made for each other."""
+    config = getattr(parts["denoiser"], "config", None)
+    for field, other, value in (
+        ("video_channels", "video codec", parts["video_codec"].latent_channels),
+        ("audio_channels", "audio codec", parts["audio_codec"].latent_channels),
+        ("text_width", "text encoder", parts["text_encoder"].width),
+    ):
+        own = getattr(config, field, 0)
+        if own and own != value:
+            raise CheckpointError(
+                f"the parts in {folder} do not fit: the denoiser has {own} {field}, the {other} {value}"
+            )
+    try:
+        latent_frames(defaults.clip.num_frames, parts["video_codec"].strides.time)
+    except VitascopeError as error:
+        raise CheckpointError(f"{folder / _SETTINGS} does not fit: {error}") from error
+    if not 1 <= defaults.overlap_frames < defaults.clip.num_frames:
+        raise CheckpointError(f"{folder / _SETTINGS} does not fit: overlap_frames must be less than the clip's frames")
 
 
 def _patches(denoiser: nn.Module) -> tuple[tuple[int, int], int]:

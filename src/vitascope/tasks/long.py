@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,76 +16,157 @@ from vitascope.tasks.generate import Generated, Report, generate, recipe_of
 from vitascope.tasks.pipeline import Pipeline
 from vitascope.tasks.request import GenerateRequest, Given
 
+FADE_SAMPLES = 320
+"""Length of the passage from one window's sound to the next one's: 20 ms at 16 kHz."""
 
-def generate_any_length(
-    pipeline: Pipeline, request: GenerateRequest, report: Report = lambda step: None
-) -> Generated:
+
+@dataclass(frozen=True)
+class Window:
+    """Frames [first, first + num_frames) of a clip; the first `overlap` of them are there before it is made."""
+
+    first: int
+    overlap: int
+    num_frames: int
+
+
+def generate_any_length(pipeline: Pipeline, request: GenerateRequest, report: Report = lambda step: None) -> Generated:
     """`generate` for any number of frames: past the model's own length, in windows that overlap by known frames.
 
-    Raises InputError where a longer clip cannot hold what is given (a video or a camera path).
+    Steps are reported over all windows. Raises InputError for a camera path that is longer than the model's own length.
     """
     native = pipeline.defaults.clip.num_frames
     if request.format.num_frames <= native:
         return generate(pipeline, request, report)
-    pipeline.check_format(request.format)
-    if request.given.video is not None or request.given.camera is not None:
-        raise InputError(f"a given video or camera path works for clips of at most {native} frames")
-    late = [k.time_s for k in request.given.keyframes if k.time_s * request.format.fps > native - 1]
-    if late:
-        raise InputError(f"keyframes must lie in the first {(native - 1) / request.format.fps:.3f} s, got {late[0]} s")
-    window = replace(request, format=replace(request.format, num_frames=native))
-    made = generate(pipeline, _with_audio(window, request.given.audio, 0), report)
-    return _continue(pipeline, request, made, report)
+    if request.given.past is not None or request.given.past_audio is not None:
+        raise InputError(f"a past works for clips of at most {native} frames; `extend` goes on from a clip")
+    if request.given.camera is not None:
+        raise InputError(f"a camera path works for clips of at most {native} frames, got {request.format.num_frames}")
+    video = request.given.video
+    if video is not None and len(video) != request.format.num_frames:
+        raise InputError(f"the given video has {len(video)} frames, the clip {request.format.num_frames}")
+    return _make(pipeline, request, None, report)
 
 
 def extend(pipeline: Pipeline, request: GenerateRequest, clip: Clip, report: Report = lambda step: None) -> Generated:
     """`clip` with `request.format.num_frames` - 1 further frames (a multiple of the codec's time stride).
 
-    The clip is brought to the request's size; its frame rate must be the request's. What was there stays as it was.
+    The request describes what follows: its keyframes count their seconds from the clip's last frame, its audio begins
+    where the clip ends. The clip is brought to the request's size; its frame rate must be the request's. What was there
+    stays as it was, but for the last FADE_SAMPLES of its sound, which pass over into the new. Raises InputError for
+    another frame rate and for a given video, camera path or past.
     """
-    fmt = request.format
+    fmt, given = request.format, request.given
     if abs(clip.fps - fmt.fps) > 1e-3:
         raise InputError(f"the clip to extend has {clip.fps:g} fps, the request {fmt.fps:g}")
-    latent_frames(fmt.num_frames, pipeline.video_codec.strides.time)
+    if given.video is not None or given.camera is not None or given.past is not None or given.past_audio is not None:
+        raise InputError("a clip to extend goes with keyframes and audio, not with a given video, camera path or past")
+    if latent_frames(fmt.num_frames, pipeline.video_codec.strides.time) < 2:
+        raise InputError(f"{fmt.num_frames} frames add nothing: the first stands for the last of the clip to extend")
     frames = fit(clip.frames, fmt.width_px, fmt.height_px)
     samples = torch.zeros(0) if clip.samples is None else clip.samples
     start = Clip(frames, fmt.fps, fit_samples(samples, _num_samples(fmt, len(frames))), fmt.sample_rate_hz)
-    total = replace(request, format=replace(fmt, num_frames=len(frames) + fmt.num_frames - 1))
-    return _continue(pipeline, total, Generated(start, {}), report)
+    before_s = (len(frames) - 1) / fmt.fps
+    keyframes = tuple(replace(k, time_s=k.time_s + before_s) for k in given.keyframes)
+    audio = None if given.audio is None or start.samples is None else torch.cat([start.samples, given.audio])
+    total = replace(
+        request,
+        format=replace(fmt, num_frames=len(frames) + fmt.num_frames - 1),
+        given=Given(keyframes=keyframes, audio=audio),
+    )
+    return _make(pipeline, total, start, report)
 
 
-def _continue(pipeline: Pipeline, request: GenerateRequest, made: Generated, report: Report) -> Generated:
-    """Go on from `made` until the request's number of frames is there."""
-    fmt, stride = request.format, pipeline.video_codec.strides.time
-    native = pipeline.defaults.clip.num_frames
-    frames, samples, seconds = made.clip.frames, made.clip.samples, dict(made.seconds)
-    assert samples is not None
-    while len(frames) < fmt.num_frames:
-        overlap = min(pipeline.defaults.overlap_frames, 1 + (len(frames) - 1) // stride * stride)
-        new = min(native - overlap, fmt.num_frames - len(frames))
-        first = len(frames) - overlap
-        start = _num_samples(fmt, first)
-        part = replace(
-            request,
-            format=replace(fmt, num_frames=overlap + new),
-            seed=derive_seed(request.seed, "window", first),
-            given=Given(past=frames[first:], past_audio=samples[start:]),
-        )
-        next_part = generate(pipeline, _with_audio(part, request.given.audio, start), report)
-        assert next_part.clip.samples is not None
-        frames = torch.cat([frames, next_part.clip.frames[overlap:]])
-        joined = _join_sound(samples, next_part.clip.samples, start)
+def plan_windows(num_frames: int, have: int, native: int, overlap: int, stride: int) -> list[Window]:
+    """The windows of at most `native` frames that make `num_frames` frames out of the `have` that are there.
+
+    All but a first window that starts from nothing begin with up to `overlap` known frames, 1 + k * stride of them.
+    """
+    windows = []
+    if not have:
+        have = min(native, num_frames)
+        windows.append(Window(0, 0, have))
+    while have < num_frames:
+        known = 1 + (min(overlap, have) - 1) // stride * stride
+        new = min(native - known, num_frames - have)
+        windows.append(Window(have - known, known, known + new))
+        have += new
+    return windows
+
+
+def _make(pipeline: Pipeline, request: GenerateRequest, start: Clip | None, report: Report) -> Generated:
+    """All windows of a request, after `start` if there is one."""
+    fmt, given, own = request.format, request.given, pipeline.defaults
+    pipeline.check_format(replace(fmt, num_frames=own.clip.num_frames))
+    frames = torch.zeros(0, 3, fmt.height_px, fmt.width_px, dtype=torch.uint8) if start is None else start.frames
+    samples = torch.zeros(0) if start is None or start.samples is None else start.samples
+    stride = pipeline.video_codec.strides.time
+    windows = plan_windows(fmt.num_frames, len(frames), own.clip.num_frames, own.overlap_frames, stride)
+    _check_keyframes(request, len(frames))
+    seconds: dict[str, float] = {}
+    for number, window in enumerate(windows):
+        part = _part(request, window, frames, samples)
+        made = generate(pipeline, part, _counted(report, number, len(windows)))
+        assert made.clip.samples is not None
+        frames = torch.cat([frames, made.clip.frames[window.overlap :]])
+        joined = _join_sound(samples, made.clip.samples, _num_samples(fmt, window.first))
         samples = fit_samples(joined, _num_samples(fmt, len(frames)))
-        for name, spent in next_part.seconds.items():
+        for name, spent in made.seconds.items():
             seconds[name] = seconds.get(name, 0.0) + spent
-    clip = Clip(frames[: fmt.num_frames], fmt.fps, fit_samples(samples, fmt.num_samples), fmt.sample_rate_hz)
-    return Generated(clip, recipe_of(pipeline, request), seconds)
+    if given.audio is not None:
+        samples = fit_samples(given.audio, fmt.num_samples)
+    return Generated(Clip(frames, fmt.fps, samples, fmt.sample_rate_hz), recipe_of(pipeline, request), seconds)
 
 
-def _join_sound(before: Tensor, after: Tensor, start: int, fade: int = 320) -> Tensor:
+def _part(request: GenerateRequest, window: Window, frames: Tensor, samples: Tensor) -> GenerateRequest:
+    """The request of one window: its part of what is given, after the frames and samples that are there."""
+    fmt, given = replace(request.format, num_frames=window.num_frames), request.given
+    begin, new, end = window.first, window.first + window.overlap, window.first + window.num_frames
+    start = _num_samples(request.format, begin)
+    keyframes = tuple(
+        replace(keyframe, time_s=keyframe.time_s - begin / fmt.fps)
+        for keyframe in given.keyframes
+        if new <= round(keyframe.time_s * fmt.fps) < end
+    )
+    return replace(
+        request,
+        format=fmt,
+        seed=request.seed if begin == 0 else derive_seed(request.seed, "window", begin),
+        given=Given(
+            keyframes=keyframes,
+            audio=None if given.audio is None else fit_samples(given.audio[start:], fmt.num_samples),
+            video=None if given.video is None else given.video[begin:end],
+            past=frames[begin:] if window.overlap and given.video is None else None,
+            past_audio=samples[start:] if window.overlap and given.audio is None else None,
+        ),
+    )
+
+
+def _check_keyframes(request: GenerateRequest, have: int) -> None:
+    """Every keyframe must fall on a frame that is yet to be made."""
+    fmt = request.format
+    before_s = max(0, have - 1) / fmt.fps
+    for keyframe in request.given.keyframes:
+        frame = round(keyframe.time_s * fmt.fps)
+        if not have <= frame < fmt.num_frames:
+            last_s = (fmt.num_frames - 1) / fmt.fps - before_s
+            first_s = have / fmt.fps - before_s
+            time_s = keyframe.time_s - before_s
+            raise InputError(
+                f"a keyframe at {time_s:g} s: keyframes lie between {first_s:.3f} s and {last_s:.3f} s here"
+            )
+
+
+def _counted(report: Report, done: int, total: int) -> Report:
+    """`report` with steps counted over all windows."""
+    return lambda step: report(
+        replace(step, index=step.index + done * step.num_steps, num_steps=step.num_steps * total)
+    )
+
+
+def _join_sound(before: Tensor, after: Tensor, start: int, fade: int = FADE_SAMPLES) -> Tensor:
     """`after`, which begins at sample `start` of `before`, takes over where `before` ends, over `fade` samples."""
     length = len(before)
-    fade = min(fade, length - start)
+    fade = max(0, min(fade, length - start))
     ramp = torch.linspace(0, 1, fade)
     tail = before[length - fade :] * (1 - ramp) + after[length - fade - start : length - start] * ramp
     return torch.cat([before[: length - fade], tail, after[length - start :]])
@@ -93,11 +174,3 @@ def _join_sound(before: Tensor, after: Tensor, start: int, fade: int = 320) -> T
 
 def _num_samples(fmt: ClipFormat, num_frames: int) -> int:
     return replace(fmt, num_frames=num_frames).num_samples if num_frames else 0
-
-
-def _with_audio(request: GenerateRequest, audio: Tensor | None, start: int) -> GenerateRequest:
-    """The request with its part of the given audio, from sample `start` on."""
-    if audio is None:
-        return request
-    stop = start + request.format.num_samples
-    return replace(request, given=replace(request.given, audio=fit_samples(audio[start:stop], stop - start)))

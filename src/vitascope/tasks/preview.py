@@ -23,7 +23,7 @@ class HasPreview(Protocol):
 
 @torch.no_grad()
 def preview_frames(pipeline: Pipeline, step: Step) -> Tensor:
-    """Small frames (B, T, 3, h, w) uint8 of the latest estimate of the clip; full size where the codec has no preview."""
+    """Frames (B, T, 3, h, w) uint8 of the latest estimate of the clip: small ones where the codec has a preview."""
     codec, latents = pipeline.video_codec, step.x0[VIDEO].float()
     frames = codec.preview(latents) if isinstance(codec, HasPreview) else codec.decode(latents)
     return ((frames.clamp(-1, 1) + 1.0) * 127.5).round().to(torch.uint8).movedim(1, 2).cpu()

@@ -6,6 +6,7 @@ T frames, H and W px, N samples. Times in seconds.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 from torch import Tensor
@@ -29,8 +30,8 @@ class Keyframe:
     def __post_init__(self) -> None:
         if not 0.0 <= self.strength <= 1.0:
             raise InputError(f"the strength of a keyframe lies in [0, 1], got {self.strength}")
-        if not self.time_s >= 0.0:
-            raise InputError(f"the time of a keyframe must not be negative, got {self.time_s} s")
+        if not 0.0 <= self.time_s < inf:
+            raise InputError(f"the time of a keyframe is a number of seconds from 0 up, got {self.time_s}")
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,9 @@ class Given:
 
     keyframes: pictures at times (an image to start from is one at 0). audio: samples (N,) at the clip's rate, kept as
     they are; the video follows them. video: frames (T, 3, H, W) uint8 of the clip's own size and length, kept as they
-    are; the sound follows them. past and past_audio: frames and samples that the clip begins with and goes on from (past
-    audio is not needed where the audio is given). camera: path (T, 7) of position (world units), yaw, pitch, roll (radians) and field of view (degrees) a frame.
+    are; the sound follows them. past: frames (1 + k * stride, 3, H, W) uint8 that the clip begins with and goes on
+    from. past_audio: samples (N,) that its sound begins with. camera: path (T, 7) of position (world units), yaw, pitch,
+    roll (radians) and field of view (degrees) a frame.
     """
 
     keyframes: tuple[Keyframe, ...] = ()
@@ -53,8 +55,8 @@ class Given:
     def __post_init__(self) -> None:
         if self.video is not None and (self.keyframes or self.past is not None):
             raise InputError("a video whose sound is made is known whole: it goes with neither keyframes nor a past")
-        if self.audio is not None and self.video is not None:
-            raise InputError("with both the video and the audio given there is nothing to make")
+        if self.audio is not None and (self.video is not None or self.past_audio is not None):
+            raise InputError("a given audio is known whole: it goes with neither a given video nor a past of the audio")
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class GenerateRequest:
 
     prompt: str
     negative_prompt: str = ""
-    format: ClipFormat = ClipFormat()
+    format: ClipFormat = field(default_factory=ClipFormat)
     seed: int = 0
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
@@ -72,7 +74,10 @@ class GenerateRequest:
 
     def __post_init__(self) -> None:
         if not self.prompt.strip():
-            raise PromptError("the prompt is empty: describe the clip, for example 'a red ball bounces on a gray background'")
+            raise PromptError("the prompt is empty; for example: a red ball bounces on a gray background")
+        for prompt in (self.prompt, self.negative_prompt):
+            if "\0" in prompt or prompt != prompt.encode("utf-8", "ignore").decode():
+                raise PromptError(f"the prompt is not text: {prompt[:40]!a}")
         if self.num_inference_steps is not None and not 1 <= self.num_inference_steps <= 1000:
             raise InputError(f"the number of inference steps lies in 1..1000, got {self.num_inference_steps}")
         if self.guidance_scale is not None and not 0.0 <= self.guidance_scale <= 30.0:

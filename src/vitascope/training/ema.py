@@ -29,7 +29,7 @@ class Ema:
         parameters = dict(model.named_parameters())
         averages = list(self._averages.values())
         weights = [parameters[name].detach().float() for name in self._averages]
-        torch._foreach_lerp_(averages, weights, 1 - decay)
+        torch._foreach_lerp_(averages, weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
     @torch.no_grad()
     def model(self, like: nn.Module) -> nn.Module:

@@ -146,7 +146,8 @@ def test_a_track_of_mixed_levels_ends_right(name: str, path: Path) -> None:
         torch.testing.assert_close(now.noise, start.clamp(max=level))
         waiting = (start.double() <= level).expand_as(x)
         assert torch.equal(now.values[waiting], x[waiting])
-        assert (now.values != x)[~waiting].all()
+        moved = (start.double() > level + 1e-6).expand_as(x)  # 0.4 in float32 is a trace above 0.4
+        assert (now.values != x)[moved].all()
     final = steps[-1].tracks
     assert torch.equal(final["video"].values[:, :, 0], _video(x).values[:, :, 0])
     assert (final["audio"].noise == 0).all()

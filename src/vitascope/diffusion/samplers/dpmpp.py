@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vitascope.core.tracks import Tracks
 from vitascope.diffusion.paths import Path
-from vitascope.diffusion.samplers.step import Denoise, Move, Run, Step
+from vitascope.diffusion.samplers.step import Denoise, Draw, Move, Run, Step
 
 
 def dpmpp_2m(
@@ -18,7 +18,7 @@ def dpmpp_2m(
     levels: Sequence[float],
     *,
     path: Path,
-    generator: torch.Generator | None = None,
+    generator: Draw | None = None,
 ) -> Iterator[Step]:
     """x0 is extrapolated to the middle of the step (in log(alpha / sigma)) through its last two estimates.
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import torch
-
 from vitascope.core.tracks import Tracks
 from vitascope.diffusion.paths import Path
-from vitascope.diffusion.samplers.step import Denoise, Run, Step
+from vitascope.diffusion.samplers.step import Denoise, Draw, Run, Step
 
 
 def euler(
@@ -17,7 +15,7 @@ def euler(
     levels: Sequence[float],
     *,
     path: Path,
-    generator: torch.Generator | None = None,
+    generator: Draw | None = None,
 ) -> Iterator[Step]:
     """One evaluation a step; each cell goes to the next level along the line through its x0 and its noise.
 

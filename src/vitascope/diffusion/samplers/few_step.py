@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 from vitascope.core.errors import InputError
 from vitascope.core.tracks import Tracks
 from vitascope.diffusion.paths import Path
-from vitascope.diffusion.samplers.step import Denoise, Run, Step
+from vitascope.diffusion.samplers.step import Denoise, Draw, Run, Step
 
 
 def few_step(
@@ -18,7 +19,7 @@ def few_step(
     levels: Sequence[float],
     *,
     path: Path,
-    generator: torch.Generator | None = None,
+    generator: Draw | None = None,
 ) -> Iterator[Step]:
     """x' = alpha' x0 + sigma' eps with new noise from `generator`, which must be given; drawn on its own device.
 
@@ -35,9 +36,15 @@ def few_step(
         values = {}
         for name in sorted(state):
             track = state[name]
-            fresh = torch.randn(track.values.shape, generator=generator, device=generator.device)
+            fresh = _fresh(track.values.shape, generator)
             level = run.noise(name, index + 1)
             renewed = path.add_noise(x0[name], fresh.to(track.values), level).to(track.values.dtype)
             values[name] = torch.where(moves[name].moving, renewed, track.values)
         state = run.advance(state, values, index)
         yield run.step(index, state, x0)
+
+
+def _fresh(shape: torch.Size, draw: Draw) -> Tensor:
+    if isinstance(draw, torch.Generator):
+        return torch.randn(shape, generator=draw, device=draw.device)
+    return torch.stack([torch.randn(shape[1:], generator=each, device=each.device) for each in draw])

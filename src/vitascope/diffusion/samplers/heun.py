@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vitascope.core.tracks import Tracks
 from vitascope.diffusion.paths import Path
-from vitascope.diffusion.samplers.step import Denoise, Run, Step
+from vitascope.diffusion.samplers.step import Denoise, Draw, Run, Step
 
 
 def heun(
@@ -18,7 +18,7 @@ def heun(
     levels: Sequence[float],
     *,
     path: Path,
-    generator: torch.Generator | None = None,
+    generator: Draw | None = None,
 ) -> Iterator[Step]:
     """Euler's step, then the mean of the slopes at both ends; the step to level 0 stays Euler's.
 

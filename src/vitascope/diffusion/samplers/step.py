@@ -26,6 +26,9 @@ from vitascope.diffusion.schedules import check_levels
 
 ROUNDING = 1e-6  # levels stored in float32 may differ this much from those of the schedule
 Denoise = Callable[[dict[str, Track]], dict[str, Tensor]]
+Draw = torch.Generator | Sequence[torch.Generator]
+"""Where fresh noise comes from: one generator for the batch, or one per clip, so that a clip does not depend on the
+others of its batch."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Sampler(Protocol):
         levels: Sequence[float],
         *,
         path: Path,
-        generator: torch.Generator | None = None,
+        generator: Draw | None = None,
     ) -> Iterator[Step]: ...
 
 
@@ -106,8 +109,8 @@ class Run:
     def move(self, name: str, index: int) -> Move:
         """Step `index` of a track."""
         level, target = self._level(name, index), self._level(name, index + 1)
-        moving = target < level
         alpha, sigma = self.path.alpha_sigma(level)
+        moving = (target < level) & (sigma > 0)  # so little noise that sigma rounds to 0 is none
         alpha_next, sigma_next = self.path.alpha_sigma(target)
         ratio = torch.where(moving, sigma_next / torch.where(moving, sigma, 1.0), 1.0)
         gain = torch.where(moving, alpha_next - ratio * alpha, 0.0)

@@ -11,7 +11,7 @@ from torch import Tensor
 from vitascope.core.tracks import Tracks
 from vitascope.diffusion.paths import Path
 from vitascope.diffusion.samplers.dpmpp import middle_x0, usable_history
-from vitascope.diffusion.samplers.step import Denoise, Move, Run, Step
+from vitascope.diffusion.samplers.step import Denoise, Draw, Move, Run, Step
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def unipc(
     levels: Sequence[float],
     *,
     path: Path,
-    generator: torch.Generator | None = None,
+    generator: Draw | None = None,
 ) -> Iterator[Step]:
     """Each evaluation first corrects the step that led to it, then predicts the next one.
 

@@ -45,7 +45,7 @@ def make_modulation(config: FactorisedConfig, width: int, num: int) -> OwnModula
 
 
 class VideoBlock(nn.Module):
-    """Spatial attention in every frame, temporal attention at every place, text, and (after an exchange) feed-forward."""
+    """Spatial attention in every frame, temporal attention at every place, text, (after an exchange) feed-forward."""
 
     def __init__(self, config: FactorisedConfig, exchanges: bool) -> None:
         super().__init__()
@@ -142,8 +142,9 @@ class Layer(nn.Module):
         assert around.exchange_tables is not None
         (x_BTND, (shift_v, scale_v, gate_v)), (y_BAC, (shift_a, scale_a, gate_a)) = video, audio
         video_table, audio_table = around.exchange_tables
+        masks = around.masks
         to_video, to_audio = self.exchange(
-            Side(modulate(layer_norm(x_BTND), shift_v, scale_v).flatten(1, 2), video_table, around.masks.video_sees_audio),
-            Side(modulate(layer_norm(y_BAC), shift_a, scale_a), audio_table, around.masks.audio_sees_video),
+            Side(modulate(layer_norm(x_BTND), shift_v, scale_v).flatten(1, 2), video_table, masks.video_sees_audio),
+            Side(modulate(layer_norm(y_BAC), shift_a, scale_a), audio_table, masks.audio_sees_video),
         )
         return x_BTND + gate_v * to_video.view_as(x_BTND), y_BAC + gate_a * to_audio

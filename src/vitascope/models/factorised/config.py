@@ -19,7 +19,7 @@ StrategyKind = Literal["full", "causal", "window"]
 
 @dataclass(frozen=True)
 class FactorisedConfig:
-    """A factorised denoiser: a video track of `width`, an audio track of `audio_width`, either with 0 channels if absent.
+    """A factorised denoiser: a video track of `width`, an audio track of `audio_width`; 0 channels where one is absent.
 
     patch: latent frames, rows and columns a video token covers; audio_patch: audio latents a token covers.
     base_grid: rows and columns of tokens that the learned spatial positions are stored for.

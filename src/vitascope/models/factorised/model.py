@@ -123,9 +123,9 @@ class FactorisedDenoiser(nn.Module):
             else:
                 x, y = layer(x, y, around)
         out: dict[str, Tensor] = {}
-        if video is not None and x is not None and self.video is not None:
+        if video is not None and x is not None and self.video is not None and video_condition is not None:
             out[VIDEO] = self._unpatch(self.video.finish(x, video_condition), video.values)
-        if audio is not None and y is not None and self.audio is not None:
+        if audio is not None and y is not None and self.audio is not None and audio_condition is not None:
             values = self.audio.finish(y, audio_condition).unflatten(-1, (self.config.audio_channels, -1))
             out[AUDIO] = values.transpose(1, 2).flatten(2).to(audio.values.dtype)
         return out
@@ -133,7 +133,8 @@ class FactorisedDenoiser(nn.Module):
     def _check(self, tracks: Tracks, camera: Tensor | None, strategy: TemporalStrategy) -> None:
         can = self.capabilities
         if not tracks or not set(tracks) <= set(can.tracks):
-            raise CapabilityError(f"the model has the tracks {', '.join(can.tracks)}; got {', '.join(tracks) or 'none'}")
+            given = ", ".join(tracks) or "none"
+            raise CapabilityError(f"the model has the tracks {', '.join(can.tracks)}; got {given}")
         if strategy.kind not in can.strategies:
             raise CapabilityError(f"the model has the strategies {', '.join(can.strategies)}, not {strategy.kind}")
         if camera is not None and not can.camera:

@@ -27,7 +27,7 @@ class AudioCodecWeights:
     log_spectrum: float = 1.0
     spectrum: float = 1.0
     mel: float = 1.0
-    waveform: float = 1.0
+    waveform: float = 0.2
     kl: float = 2e-3
 
 
@@ -85,7 +85,7 @@ class SpectralScore(nn.Module):
 
 
 def energy_score(features: Tensor, batch: int) -> Tensor:
-    """(d(x, y) + d(x, y') - d(y, y')) / 2 with d the mean absolute difference; features (3 * batch, ...) of x, y, y'."""
+    """(d(x, y) + d(x, y') - d(y, y')) / 2 with d the mean absolute difference; features (3 * batch, ...): x, y, y'."""
     target, first, second = features.split(batch)
     to_target = (target - first).abs().mean() + (target - second).abs().mean()
     return 0.5 * (to_target - (first - second).abs().mean())
@@ -125,8 +125,3 @@ def log_mel(samples: Tensor, sample_rate_hz: int, window: int = 1024, num_bands:
     """Natural logarithm of mel-band magnitudes (B, F, M) of samples (B, S), with a floor of -70 dB."""
     bank = mel_bank(num_bands, window, sample_rate_hz).to(samples.device)
     return (stft_magnitude(samples, window) @ bank + DEFAULT_SCALES.floor).log()
-
-
-def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """Mean over all cells of KL(N(mean, variance) || N(0, 1)) in nats. Source: Kingma and Welling 2014, appendix B."""
-    return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).mean()

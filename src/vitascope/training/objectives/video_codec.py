@@ -20,11 +20,6 @@ class VideoCodecWeights:
     preview: float = 0.5
 
 
-def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """Mean over all cells of KL(N(mean, variance) || N(0, 1)) in nats. Source: Kingma and Welling 2014, appendix B."""
-    return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).mean()
-
-
 def reconstruction_terms(frames: Tensor, decoded: Tensor) -> dict[str, Tensor]:
     """Absolute and squared error, and absolute errors of the differences between neighbours in space and in time."""
     error = decoded - frames

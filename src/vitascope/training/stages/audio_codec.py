@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,8 @@ from vitascope.core.shapes import ClipFormat
 from vitascope.media.pictures import write_picture
 from vitascope.models.codecs.waveform.config import PRESETS
 from vitascope.models.codecs.waveform.model import WaveformCodec
-from vitascope.training.objectives.audio_codec import (
-    AudioCodecWeights,
-    SpectralScales,
-    SpectralScore,
-    kl_divergence,
-)
+from vitascope.training.objectives.audio_codec import AudioCodecWeights, SpectralScales, SpectralScore
+from vitascope.training.objectives.kl import kl_divergence
 from vitascope.training.recipe import Recipe
 from vitascope.training.stages.audio_codec_validation import spectrogram_pairs, validation_figures, validation_sounds
 from vitascope.weights.checkpoint import save_checkpoint
@@ -29,6 +25,10 @@ from vitascope.world.casting import SceneMix, draw_scene
 from vitascope.world.sound import synthesise
 
 _AUDIBLE = 1e-3
+
+
+def _rich_in_sounds() -> SceneMix:
+    return SceneMix(two_subjects=0.15, face=0.4, bounces=0.5, wind=0.2, rain=0.2, soft_music=0.22, silence=0.03)
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,9 @@ class AudioCodecOptions:
     varied_fraction: float = 0.35
     silent_fraction: float = 0.06
     validation_clips: int = 6
-    weights: AudioCodecWeights = AudioCodecWeights()
-    scales: SpectralScales = SpectralScales()
-    mix: SceneMix = SceneMix(
-        two_subjects=0.15, face=0.4, bounces=0.5, wind=0.2, rain=0.2, soft_music=0.22, silence=0.03
-    )
+    weights: AudioCodecWeights = field(default_factory=AudioCodecWeights)
+    scales: SpectralScales = field(default_factory=SpectralScales)
+    mix: SceneMix = field(default_factory=_rich_in_sounds)
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "crop_latents", "pool_clips", "validation_clips"):
@@ -152,6 +150,8 @@ class AudioCodecStage:
         latents = mean.float() + posterior_noise * torch.exp(0.5 * log_variance.float())
         features = self.codec.decoder.trunk(latents)
         decoded = self.codec.decoder.finish(torch.cat([features, features]), noise)
+        if self.codec.decoder.tones is not None:
+            decoded = decoded + self.codec.decoder.tones(latents).repeat(2, 1, 1)
         return mean, log_variance, decoded[:, 0]
 
     def validate(self, model: nn.Module, folder: Path, step: int) -> dict[str, float]:

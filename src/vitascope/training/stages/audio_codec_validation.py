@@ -17,7 +17,7 @@ from vitascope.core.shapes import ClipFormat
 from vitascope.media.pictures import spectrogram_picture
 from vitascope.models.codecs.waveform.model import WaveformCodec
 from vitascope.training.objectives.audio_codec import log_mel, stft_magnitude
-from vitascope.world.casting import SceneMix, draw_scene, place
+from vitascope.world.casting import SceneMix, Split, draw_scene, place
 from vitascope.world.motion import impact_times
 from vitascope.world.scene import VOWELS, Scene, Subject
 from vitascope.world.sound import synthesise
@@ -53,10 +53,8 @@ def validation_sounds(num_clips: int, seed: int, hop: int, split: str = "validat
     length = fmt.num_samples // hop * hop
     sounds = {}
     for name, mix in CLASSES.items():
-        scenes = [
-            draw_scene(derive_seed(seed, split, name, i), mix=mix, split="held_out" if split == "validation" else "train")
-            for i in range(num_clips)
-        ]
+        part: Split = "held_out" if split == "validation" else "train"
+        scenes = [draw_scene(derive_seed(seed, split, name, i), mix=mix, split=part) for i in range(num_clips)]
         samples = torch.stack([synthesise(scene, fmt)[:length] for scene in scenes])
         impacts = tuple(
             tuple(time for subject in scene.subjects for time in impact_times(subject, fmt.duration_s))

@@ -145,6 +145,6 @@ class Validator:
             levels = torch.full_like(cells.levels[name], level).masked_fill(cells.known[name], 0.0)
             silent = cells.silent[:, [VIDEO, AUDIO].index(name), None]
             marks[name] = (levels.masked_fill(silent, 1.0).to(self.device), cells.marked(name).to(self.device))
-        on_device = [{name: value.to(self.device) for name, value in group.items()} for group in (clean, noise)]
-        losses = track_losses(lambda tracks: denoiser(tracks, context), self.cells, *on_device, marks, 0.05)
+        clean, noise = ({name: value.to(self.device) for name, value in group.items()} for group in (clean, noise))
+        losses = track_losses(lambda tracks: denoiser(tracks, context), self.cells, clean, noise, marks, 0.05)
         return {name: float(loss) for name, loss in losses.items() if bool(cells.marked(name).any())}

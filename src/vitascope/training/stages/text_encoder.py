@@ -24,12 +24,12 @@ FAMILY = "bytes"
 
 @dataclass(frozen=True)
 class TextEncoderOptions:
-    """The encoder and the captions it reads. num_words: captions are padded to it. Validation: that many held-out ones."""
+    """The encoder and the captions it reads, padded to num_words. Validation: that many held-out ones."""
 
     batch_size: int = 128
     text: BytesConfig = field(default_factory=BytesConfig)
     num_words: int = 40
-    mix: SceneMix = SceneMix(two_subjects=0.5, face=0.3)
+    mix: SceneMix = field(default_factory=lambda: SceneMix(two_subjects=0.5, face=0.3))
     validation_captions: int = 1024
 
 

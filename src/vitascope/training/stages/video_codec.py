@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,12 +15,8 @@ from vitascope.core.shapes import ClipFormat
 from vitascope.media.pictures import contact_sheet, write_picture
 from vitascope.models.codecs.causal_video.config import PRESETS
 from vitascope.models.codecs.causal_video.model import CausalVideoCodec
-from vitascope.training.objectives.video_codec import (
-    VideoCodecWeights,
-    kl_divergence,
-    psnr,
-    reconstruction_terms,
-)
+from vitascope.training.objectives.kl import kl_divergence
+from vitascope.training.objectives.video_codec import VideoCodecWeights, psnr, reconstruction_terms
 from vitascope.training.recipe import Recipe
 from vitascope.weights.checkpoint import save_checkpoint
 from vitascope.world.casting import draw_scene
@@ -44,7 +40,7 @@ class VideoCodecOptions:
     crop_frames: int = 17
     recoloured_fraction: float = 0.2
     validation_clips: int = 16
-    weights: VideoCodecWeights = VideoCodecWeights()
+    weights: VideoCodecWeights = field(default_factory=VideoCodecWeights)
 
 
 def build(recipe: Recipe, device: torch.device) -> VideoCodecStage:
@@ -160,7 +156,7 @@ class VideoCodecStage:
         self._measure_latents(model)
         path = folder / "video_codec.safetensors"
         tensors = {name: value.half() for name, value in model.state_dict().items()}
-        save_checkpoint(path, tensors, "causal_video", replace(model.config))
+        save_checkpoint(path, tensors, "causal_video", model.config)
         return [path]
 
     def _measure_latents(self, model: CausalVideoCodec, num_clips: int = 48) -> None:

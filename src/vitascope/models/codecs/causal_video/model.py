@@ -113,7 +113,7 @@ class Decoder(nn.Module):
 
 
 class CausalVideoCodec(nn.Module):
-    """Encoder, decoder, preview decoder and the statistics that bring latents to zero mean and unit scale per channel."""
+    """Encoder, decoder, preview decoder and the statistics that bring latents to mean 0 and unit scale per channel."""
 
     def __init__(self, config: CausalVideoConfig) -> None:
         super().__init__()

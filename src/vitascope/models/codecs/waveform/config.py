@@ -34,11 +34,27 @@ class WaveAttention:
 
 
 @dataclass(frozen=True)
+class ToneBank:
+    """Sines of a decoder (tones.py): `num_sines` a semitone apart from lowest_hz up, and `num_harmonics` of a voice
+    whose pitch stays within pitch_range_octaves of pitch_hz; levels change `steps` times a latent. window: samples that
+    the encoder listens to for the pitches of the sines, at least the hop."""
+
+    num_sines: int = 72
+    lowest_hz: float = 55.0
+    num_harmonics: int = 32
+    pitch_hz: float = 120.0
+    pitch_range_octaves: float = 0.5
+    steps: int = 4
+    channels: int = 128
+    window: int = 2048
+
+
+@dataclass(frozen=True)
 class WaveformConfig:
     """A causal waveform codec: the hop is the product of the strides.
 
     noisy_blocks: how many of the first level's decoder units come after the noise (see model.py); 0 leaves the decoder
-    without noise.
+    without noise. tones: sines that the decoder adds; None for none.
     """
 
     latent_channels: int
@@ -46,6 +62,7 @@ class WaveformConfig:
     sample_rate_hz: int = 16000
     attention: WaveAttention | None = None
     noisy_blocks: int = 1
+    tones: ToneBank | None = None
 
     def __post_init__(self) -> None:
         if not self.levels or self.latent_channels < 1 or self.sample_rate_hz < 1:
@@ -55,6 +72,10 @@ class WaveformConfig:
                 f"noisy_blocks must lie in 0..{self.levels[0].decoder_blocks}, the decoder units of the first level, "
                 f"got {self.noisy_blocks}"
             )
+        if self.tones is not None and (self.tones.steps < 1 or self.hop % self.tones.steps):
+            raise InputError(f"tones.steps must divide the {self.hop} samples of a latent, got {self.tones.steps}")
+        if self.tones is not None and self.tones.window < self.hop:
+            raise InputError(f"tones.window must be at least the hop, {self.hop} samples, got {self.tones.window}")
         if self.attention is not None and self.levels[-1].channels % (2 * self.attention.num_heads):
             raise InputError(
                 f"the last level's {self.levels[-1].channels} channels must be a multiple of twice the "
@@ -75,6 +96,7 @@ PRESETS: dict[str, WaveformConfig] = {
             WaveLevel(160, 4, encoder_blocks=2, decoder_blocks=2),
             WaveLevel(256, 5, encoder_blocks=2, decoder_blocks=2, kernel=3),
         ),
+        tones=ToneBank(),
     ),
     "reference": WaveformConfig(
         latent_channels=128,

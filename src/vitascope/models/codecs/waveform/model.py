@@ -14,7 +14,6 @@ Sources: SoundStream, Encodec and DAC (Kumar et al. 2023) for the frame; Gritsen
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
@@ -24,7 +23,8 @@ from vitascope.core.errors import ShapeError
 from vitascope.core.shapes import nearest_multiples
 from vitascope.models.codecs.waveform.attention import WindowAttention
 from vitascope.models.codecs.waveform.config import WaveAttention, WaveformConfig, WaveLevel
-from vitascope.models.codecs.waveform.stream import WaveDecoderStream, WaveEncoderStream
+from vitascope.models.codecs.waveform.stream import WaveDecoderStream, WaveEncoderStream, WaveState
+from vitascope.models.codecs.waveform.tones import PitchInput, Tones
 from vitascope.nn.causal_conv import TailCache
 from vitascope.nn.conv1d import CausalConv1d, ResidualUnit1d, Snake, StepNorm, SubPixelUpsample, depth_to_time
 
@@ -35,20 +35,13 @@ _COMPANDING = 255.0
 _NOISE_SEED = 20
 
 
-@dataclass
-class WaveState:
-    """What a stream carries from chunk to chunk: the tails of all layers, and the latents already gone by."""
-
-    tails: TailCache = field(default_factory=TailCache)
-    position: int = 0
-
-
 class WaveEncoder(nn.Module):
     """Samples (B, 1, S) in [-1, 1] to posterior moments (B, 2C, T)."""
 
     def __init__(self, config: WaveformConfig) -> None:
         super().__init__()
         first, last = config.levels[0], config.levels[-1]
+        self.last_units = last.encoder_blocks
         self.stem = CausalConv1d(2, first.channels, first.overlap * first.stride, first.stride, bias=False)
         _start_as_wavelets(self.stem.weight)
         layers: list[nn.Module] = _units(first, first.encoder_blocks)
@@ -59,6 +52,7 @@ class WaveEncoder(nn.Module):
                 *_units(level, level.encoder_blocks),
             ]
         self.layers = nn.ModuleList(layers)
+        self.pitch = PitchInput(config.tones, last.channels, config.hop, config.sample_rate_hz) if config.tones else None
         self.attention = _attention(last.channels, config.attention)
         self.norm_out = StepNorm(last.channels)
         self.activation_out = Snake(last.channels)
@@ -67,7 +61,9 @@ class WaveEncoder(nn.Module):
     def forward(self, samples: Tensor, state: WaveState | None = None) -> Tensor:
         tails = state.tails if state is not None else None
         h = self.stem(torch.cat([samples, compand(samples)], dim=1), tails)
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers):
+            if self.pitch is not None and number == len(self.layers) - self.last_units:
+                h = h + self.pitch(samples, tails)
             h = layer(h) if isinstance(layer, Snake) else layer(h, tails)
         if self.attention is not None:
             h = self.attention(h, tails, state.position if state is not None else 0)
@@ -75,7 +71,8 @@ class WaveEncoder(nn.Module):
 
 
 class WaveDecoder(nn.Module):
-    """Raw latents (B, C, T) to samples (B, 1, S), in two parts: what the latents say, and what noise adds."""
+    """Raw latents (B, C, T) to samples (B, 1, S), in parts: what the latents say (`trunk`), what noise adds (`finish`),
+    and sines (`tones`, which may be None) to be added to both."""
 
     def __init__(self, config: WaveformConfig) -> None:
         super().__init__()
@@ -94,6 +91,9 @@ class WaveDecoder(nn.Module):
         self.noise = NoiseInput(first.channels, first.stride) if config.noisy_blocks else None
         self.noisy_layers = nn.ModuleList(_units(first, config.noisy_blocks))
         self.head = WaveHead(first)
+        self.tones = (
+            Tones(config.tones, config.latent_channels, config.hop, config.sample_rate_hz) if config.tones else None
+        )
 
     def trunk(self, latents: Tensor, state: WaveState | None = None) -> Tensor:
         """Latents (B, C, T) to features of the first level (B, C_0, F)."""
@@ -207,7 +207,8 @@ class WaveformCodec(nn.Module):
     def decode_part(self, latents: Tensor, state: WaveState | None) -> Tensor:
         """`decode` of latents that go on where `state` stands (at the start without one); does not move `state`."""
         h = self.decoder.trunk(self.denormalise(latents), state)
-        return self.decoder.finish(h, self.noise_at(state.position if state is not None else 0, h), state)
+        sound = self.decoder.finish(h, self.noise_at(state.position if state is not None else 0, h), state)
+        return sound if self.decoder.tones is None else sound + self.decoder.tones(self.denormalise(latents), state)
 
     def noise_at(self, position: int, like: Tensor) -> Tensor:
         """The table's noise (1, stride_0, F) for features `like` (B, C_0, F) that start at latent `position`."""
@@ -236,7 +237,9 @@ class WaveformCodec(nn.Module):
             raise ShapeError(f"samples must be (B, 1, S), got {tuple(samples.shape)}")
         if not samples.shape[2] or samples.shape[2] % self.hop:
             near = ", ".join(map(str, nearest_multiples(samples.shape[2], self.hop)))
-            raise ShapeError(f"{samples.shape[2]} samples do not fit: the codec takes multiples of {self.hop}; {near=!s}")
+            raise ShapeError(
+                f"{samples.shape[2]} samples do not fit: the codec takes multiples of {self.hop}; nearest: {near}"
+            )
 
     def check_latents(self, latents: Tensor) -> None:
         """Raise ShapeError unless `latents` is (B, C, T) with T >= 1."""

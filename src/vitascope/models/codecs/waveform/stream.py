@@ -5,15 +5,27 @@ B batch, C latent channels, S samples, T latents.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from vitascope.core.errors import ShapeError
+from vitascope.nn.causal_conv import TailCache
 
 if TYPE_CHECKING:
-    from vitascope.models.codecs.waveform.model import WaveformCodec, WaveState
+    from vitascope.models.codecs.waveform.model import WaveformCodec
+
+
+@dataclass
+class WaveState:
+    """What a stream carries from chunk to chunk: the tails of all layers, the latents already gone by, and how far the
+    voice of the tones (tones.py) has turned, (B, 1)."""
+
+    tails: TailCache = field(default_factory=TailCache)
+    position: int = 0
+    turns: Tensor | None = None
 
 
 class WaveEncoderStream:

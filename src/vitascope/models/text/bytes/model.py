@@ -1,7 +1,8 @@
 """Text by its bytes: bytes pooled into words, a small transformer over the words.
 
-B prompts, S words, U different words, W bytes of a word, E width of a byte, D width. Words are runs of letters and digits, or single other
-characters; spaces only divide. There is no vocabulary to miss a word: a misspelt one is close to the right one.
+B prompts, S words, U different words, W bytes of a word, E width of a byte, D width. Words are runs of letters and
+digits, or single other characters; spaces only divide. There is no vocabulary to miss a word: a misspelt one is close
+to the right one.
 """
 
 from __future__ import annotations

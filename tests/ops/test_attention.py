@@ -1,0 +1,111 @@
+"""Attention backends: each equals plain softmax attention in float64, whatever the shapes and masks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from vitascope.core.errors import InputError, ShapeError
+from vitascope.ops.attention import BACKENDS, MATMUL_MAX_SCORES, attend, choose_backend
+
+each_backend = pytest.mark.parametrize("backend", [*BACKENDS, "auto"])
+
+
+def plain(q_BLHE: Tensor, k_BSGE: Tensor, v_BSGE: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(E)) v head by head, in float64."""
+    heads, groups = q_BLHE.shape[2], k_BSGE.shape[2]
+    out = torch.zeros(q_BLHE.shape, dtype=torch.float64)
+    for batch in range(q_BLHE.shape[0]):
+        for head in range(heads):
+            shared = head * groups // heads
+            q, k, v = (x.double() for x in (q_BLHE[batch, :, head], k_BSGE[batch, :, shared], v_BSGE[batch, :, shared]))
+            scores = q @ k.T / q.shape[-1] ** 0.5
+            if mask is not None:
+                seen = mask.expand(q_BLHE.shape[0], heads, *scores.shape)[batch, head]
+                scores[~seen] = float("-inf")
+            out[batch, :, head] = scores.softmax(-1) @ v
+    return out
+
+
+def draw(num_queries: int, num_keys: int, heads: int = 4, key_heads: int = 4, width: int = 8) -> list[Tensor]:
+    make = torch.Generator().manual_seed(0)
+    shapes = ((2, num_queries, heads, width), *((2, num_keys, key_heads, width),) * 2)
+    return [torch.randn(shape, generator=make) for shape in shapes]
+
+
+def seen(*shape: int) -> Tensor:
+    """A random mask in which every query sees a key, the first."""
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(1)) < 0.5
+    mask[..., 0] = True
+    return mask
+
+
+# One key, fewer and more queries than keys, and enough of both for "auto" to take the fused kernel.
+@each_backend
+@pytest.mark.parametrize(("num_queries", "num_keys"), [(5, 5), (1, 9), (37, 3), (6, 1), (100, 90)])
+def test_equals_plain_softmax_at_any_lengths(backend: str, num_queries: int, num_keys: int) -> None:
+    q, k, v = draw(num_queries, num_keys)
+    out = attend(q, k, v, backend=backend)
+    assert out.shape == q.shape
+    torch.testing.assert_close(out.double(), plain(q, k, v), rtol=1e-5, atol=1e-5)  # float32 sums of 8 and 90 terms
+
+
+@each_backend
+@pytest.mark.parametrize("shape", [(7, 11), (2, 1, 1, 11), (1, 4, 7, 11), (2, 4, 7, 11)])
+def test_masks_of_every_broadcastable_shape(backend: str, shape: tuple[int, ...]) -> None:
+    q, k, v = draw(7, 11)
+    mask = seen(*shape)
+    out = attend(q, k, v, mask, backend)
+    torch.testing.assert_close(out.double(), plain(q, k, v, mask), rtol=1e-5, atol=1e-5)
+    hidden = (~mask.expand(2, 4, 7, 11)).all(dim=(1, 2))  # (2, 11): keys that no query sees
+    v = v.masked_fill(hidden[..., None, None], 1e6)
+    torch.testing.assert_close(attend(q, k, v, mask, backend), out)
+
+
+@each_backend
+@pytest.mark.parametrize("key_heads", [1, 2])
+def test_heads_may_share_keys_and_values(backend: str, key_heads: int) -> None:
+    q, k, v = draw(6, 9, heads=4, key_heads=key_heads)
+    torch.testing.assert_close(attend(q, k, v, backend=backend).double(), plain(q, k, v), rtol=1e-5, atol=1e-5)
+    spelt_out = [x.repeat_interleave(4 // key_heads, dim=2) for x in (k, v)]
+    torch.testing.assert_close(attend(q, k, v, backend=backend), attend(q, *spelt_out, backend=backend))
+
+
+@each_backend
+def test_bf16_is_within_its_rounding(backend: str) -> None:
+    """bf16 keeps 8 bits: an output, a weighted mean of values up to 4, is off by at most a few of its half steps
+    (2^-9 each), for the rounding of the weights and of the result."""
+    q, k, v = (x.bfloat16() for x in draw(20, 30))
+    out = attend(q, k, v, backend=backend)
+    assert out.dtype == torch.bfloat16
+    assert (out.double() - plain(q, k, v)).abs().max() < 4 * 4 * 2**-9
+
+
+@each_backend
+def test_gradients_are_those_of_plain_softmax(backend: str) -> None:
+    inputs = [x.requires_grad_() for x in draw(6, 9, key_heads=1)]
+    mask = seen(6, 9)
+    weights = torch.randn(2, 6, 4, 8, generator=torch.Generator().manual_seed(2))
+    ours = torch.autograd.grad((attend(*inputs, mask, backend) * weights).sum(), inputs)
+    wide = [x.detach().double().requires_grad_() for x in inputs]
+    theirs = torch.autograd.grad((plain(*wide, mask) * weights).sum(), wide)
+    for mine, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@given(st.integers(1, 300), st.integers(1, 300))
+def test_small_products_are_spelt_out_on_a_cpu_alone(num_queries: int, num_keys: int) -> None:
+    chosen = choose_backend(num_queries, num_keys, "cpu")
+    assert (chosen == "matmul") == (num_queries * num_keys <= MATMUL_MAX_SCORES)
+    assert choose_backend(num_queries, num_keys, "cuda") == "sdpa"
+
+
+def test_bad_requests_are_refused() -> None:
+    q, k, v = draw(3, 3, heads=4, key_heads=3)
+    with pytest.raises(ShapeError, match="4 query heads cannot share 3 key heads"):
+        attend(q, k, v)
+    with pytest.raises(InputError, match="valid values: sdpa, matmul"):
+        attend(*draw(3, 3), backend="flash3")
