@@ -1,6 +1,6 @@
 """Where the time of a clip goes: whole command, stages, steps a second, and the share of the matrix-product rate.
 
-    python benchmarks/generation.py [--batch 1 4 8] [--device cpu]
+    python benchmarks/generation.py [--batch 1 4 8] [--device cpu] [--model pocket]
 
 The share counts the operations of matrix products and attention in one call of the denoiser (the analytic count that a
 test checks against PyTorch's own counter) over the time of that call, against a 2048 x 2048 product in the same
@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from measure import matrix_rate, peak_memory_bytes, timed, write_results
 
+from vitascope.core.shapes import num_audio_latents
 from vitascope.core.tracks import AUDIO, VIDEO, TextContext, Track
-from vitascope.models.factorised.cost import forward_flops
+from vitascope.models.factorised.cost import LATENTS_PER_S, NUM_WORDS, STRIDES, forward_flops
 from vitascope.models.factorised.model import FactorisedDenoiser
 from vitascope.models.factorised.presets import PRESETS
 from vitascope.tasks.generate import generate_batch
@@ -31,22 +32,23 @@ from vitascope.tasks.request import GenerateRequest
 PROMPT = "a red ball bounces on a gray background"
 
 
-def whole_command(repeats: int) -> dict[str, Any]:
+def whole_command(model: str, repeats: int) -> dict[str, Any]:
     """Wall time of `vitascope generate`, process start and file included."""
     seconds = []
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(repeats):
             start = time.perf_counter()
-            command = [sys.executable, "-m", "vitascope", "generate", PROMPT, "--output", str(Path(folder) / "clip.mp4")]
+            command = [sys.executable, "-m", "vitascope", "generate", PROMPT, "--model", model]
+            command += ["--output", str(Path(folder) / "clip.mp4")]
             subprocess.run(command, check=True, capture_output=True)
             seconds.append(time.perf_counter() - start)
     return {"what": "whole command", "median_s": sorted(seconds)[len(seconds) // 2], "worst_s": max(seconds)}
 
 
-def stages(device: str, batch: int, repeats: int) -> dict[str, Any]:
+def stages(model: str, device: str, batch: int, repeats: int) -> dict[str, Any]:
     """Median seconds of every stage of a batch of clips with default settings."""
-    pipeline = load_pipeline("pocket", device)
-    requests = [GenerateRequest(PROMPT, seed=seed) for seed in range(batch)]
+    pipeline = load_pipeline(model, device)
+    requests = [GenerateRequest(PROMPT, format=pipeline.defaults.clip, seed=seed) for seed in range(batch)]
     generate_batch(pipeline, requests)
     runs = [generate_batch(pipeline, requests)[0].seconds for _ in range(repeats)]
     middle = {f"{name}_s": sorted(run[name] for run in runs)[repeats // 2] for name in runs[0]}
@@ -65,18 +67,18 @@ def stages(device: str, batch: int, repeats: int) -> dict[str, Any]:
 def denoising(device: torch.device, preset: str, side_px: int, batch: int, compiled: bool) -> dict[str, Any]:
     """One call of the denoiser in bf16 against the matrix-product rate."""
     config = PRESETS[preset]
-    rows = side_px // (128 // (config.patch[1] * 4)) if preset == "pocket" else side_px // 8
+    rows = side_px // STRIDES.height
     model: Any = FactorisedDenoiser(config).eval().requires_grad_(False).to(device, torch.bfloat16)
-    num_audio = 108
+    num_audio = num_audio_latents(25 / 12, LATENTS_PER_S, config.audio_patch)
     tracks = {
         VIDEO: _track(batch, (config.video_channels, 7, rows, rows), device),
         AUDIO: _track(batch, (config.audio_channels, num_audio), device),
     }
     text = TextContext(
-        torch.randn(batch, 16, config.text_width, device=device, dtype=torch.bfloat16),
-        torch.ones(batch, 16, dtype=torch.bool, device=device),
+        torch.randn(batch, NUM_WORDS, config.text_width, device=device, dtype=torch.bfloat16),
+        torch.ones(batch, NUM_WORDS, dtype=torch.bool, device=device),
     )
-    flops = forward_flops(config, batch, 7, rows, rows, num_audio, 16)
+    flops = forward_flops(config, batch, 7, rows, rows, num_audio, NUM_WORDS)
     if compiled:
         model.compile()
     with torch.no_grad():
@@ -107,11 +109,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--model", default="pocket")
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
-    rows = [whole_command(arguments.repeats)]
-    rows += [stages(arguments.device, batch, arguments.repeats) for batch in arguments.batch]
+    rows = [whole_command(arguments.model, arguments.repeats)]
+    rows += [stages(arguments.model, arguments.device, batch, arguments.repeats) for batch in arguments.batch]
     for compiled in (False, True):
         rows += [denoising(device, "pocket", 128, batch, compiled) for batch in arguments.batch]
         rows += [denoising(device, "small", 256, batch, compiled) for batch in (1, 4)]

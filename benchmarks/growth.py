@@ -1,6 +1,6 @@
 """How time and memory grow with the length and the size of a clip: denoiser call and decoding, pocket model.
 
-    python benchmarks/growth.py [--device cpu]
+    python benchmarks/growth.py [--device cpu] [--model pocket]
 
 Each point runs in a process of its own, so that peak memory is its own.
 """
@@ -18,10 +18,10 @@ from measure import peak_memory_bytes, timed, write_results
 
 from vitascope.core.random import generator
 from vitascope.core.shapes import ClipFormat
+from vitascope.diffusion.guidance import GuidedDenoiser
 from vitascope.models.codecs.causal_video.model import CausalVideoCodec
 from vitascope.models.codecs.causal_video.stream import decode_progressively
 from vitascope.models.codecs.causal_video.tiling import Tiling, decode_tiled
-from vitascope.tasks.generate import GuidedDenoiser
 from vitascope.tasks.known import start_tracks
 from vitascope.tasks.load import load_pipeline
 from vitascope.tasks.request import Given
@@ -30,9 +30,9 @@ POINTS = [(128, 25), (128, 49), (128, 97), (128, 193), (256, 25), (384, 25), (51
 
 
 @torch.no_grad()
-def point(device: str, side_px: int, num_frames: int, decoder: str) -> dict[str, Any]:
+def point(model: str, device: str, side_px: int, num_frames: int, decoder: str) -> dict[str, Any]:
     """One size and length: seconds of a denoiser call (batch 1, no guidance) and of decoding, and peak memory."""
-    pipeline = load_pipeline("pocket", device)
+    pipeline = load_pipeline(model, device)
     fmt = ClipFormat(side_px, side_px, num_frames=num_frames)
     tracks = start_tracks(pipeline, fmt, Given(), 0)
     text = pipeline.text_encoder(["a red ball bounces on a gray background"])
@@ -62,16 +62,17 @@ def point(device: str, side_px: int, num_frames: int, decoder: str) -> dict[str,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--model", default="pocket")
     parser.add_argument("--point", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.point:
         side_px, num_frames, decoder = arguments.point
-        print(json.dumps(point(arguments.device, int(side_px), int(num_frames), decoder)))
+        print(json.dumps(point(arguments.model, arguments.device, int(side_px), int(num_frames), decoder)))
         return
     rows = []
     for side_px, num_frames in POINTS:
         for decoder in ("whole", "streamed", "tiled"):
-            command = [sys.executable, __file__, "--device", arguments.device]
+            command = [sys.executable, __file__, "--model", arguments.model, "--device", arguments.device]
             command += ["--point", str(side_px), str(num_frames), decoder]
             rows.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
     write_results("growth", torch.device(arguments.device), rows)

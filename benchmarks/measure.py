@@ -53,7 +53,7 @@ def _wait() -> None:
 
 
 def matrix_rate(dtype: torch.dtype, device: torch.device, size: int = 2048) -> float:
-    """Floating-point operations a second of a square product of random matrices of `size`: the ceiling of the machine."""
+    """Floating-point operations a second of a product of two random square matrices: the ceiling of the machine."""
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     return 2 * size**3 / timed(lambda: a @ b, repeats=20, warmup=5).median_s
 
@@ -68,10 +68,12 @@ def peak_memory_bytes(device: torch.device) -> int:
 def machine(device: torch.device) -> dict[str, Any]:
     """Where the figures come from."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    changed = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False).stdout
+    changed = subprocess.run(
+        ["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False
+    ).stdout
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
-        "commit": commit + ("+changes" if changed.strip() else ""),
+        "commit": commit + ("+changes" if changed else ""),
         "device": name,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -79,9 +81,14 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
 
 
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
+
+
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return f"{len(names)} x {names[0]}" if names else platform.processor()
 
 

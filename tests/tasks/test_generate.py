@@ -22,7 +22,7 @@ PROMPT = "a red ball bounces"
 
 
 def request(pipeline: Pipeline, **changes: object) -> GenerateRequest:
-    return replace(GenerateRequest(PROMPT, format=pipeline.defaults.clip), **changes)  # type: ignore[arg-type]
+    return replace(GenerateRequest(PROMPT, format=pipeline.defaults.clip), **changes)
 
 
 def picture(seed: int = 0, height: int = 32, width: int = 32) -> Tensor:
@@ -154,7 +154,7 @@ def test_a_camera_moves_the_clip(pipeline: Pipeline) -> None:
     assert not torch.equal(plain.clip.frames, moved.clip.frames)
     one = replace(fmt, num_frames=1)
     assert len(generate(pipeline, request(pipeline, format=one, given=Given(camera=path[:1]))).clip.frames) == 1
-    with pytest.raises(InputError, match="camera 'flies' is not known; valid values: .*pans left"):
+    with pytest.raises(InputError, match=r"camera 'flies' is not known; valid values: .*pans left"):
         named_camera_path("flies", fmt)
     with pytest.raises(ShapeError, match=r"is \(9, 7\), got \(5, 7\)"):
         generate(pipeline, request(pipeline, given=Given(camera=path[:5])))
@@ -177,7 +177,7 @@ class Watched:
 def test_guidance_of_one_asks_for_no_unconditional_half(pipeline: Pipeline) -> None:
     def watched(**changes: object) -> tuple[list[int], list[int]]:
         denoiser, text = Watched(pipeline.denoiser), Watched(pipeline.text_encoder)
-        generate(replace(pipeline, denoiser=denoiser, text_encoder=text), request(pipeline, **changes))  # type: ignore[arg-type]
+        generate(replace(pipeline, denoiser=denoiser, text_encoder=text), request(pipeline, **changes))
         return denoiser.sizes, text.sizes
 
     assert watched() == ([2, 2, 2], [1, 1])
@@ -270,7 +270,7 @@ def test_formats_that_do_not_fit_are_refused_with_their_neighbours(
     pipeline: Pipeline, changes: dict[str, float], words: str
 ) -> None:
     with pytest.raises(ShapeError, match=words):
-        generate(pipeline, request(pipeline, format=replace(pipeline.defaults.clip, **changes)))  # type: ignore[arg-type]
+        generate(pipeline, request(pipeline, format=replace(pipeline.defaults.clip, **changes)))
 
 
 def test_what_is_given_must_agree() -> None:
@@ -309,7 +309,7 @@ def test_a_model_that_cannot_is_refused(pipeline: Pipeline) -> None:
         def capabilities(self) -> object:
             return replace(pipeline.denoiser.capabilities, noise="clip", camera=False)
 
-    limited = replace(pipeline, denoiser=Limited(pipeline.denoiser))  # type: ignore[arg-type]
+    limited = replace(pipeline, denoiser=Limited(pipeline.denoiser))
     with pytest.raises(CapabilityError, match="one noise level a clip"):
         generate(limited, request(pipeline, given=Given((Keyframe(0, picture()),))))
     with pytest.raises(CapabilityError, match="takes no camera path"):

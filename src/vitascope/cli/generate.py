@@ -54,9 +54,7 @@ def generate(
     precision: Annotated[str, typer.Option(help="fp32, bf16, or auto.")] = "auto",
     preview: Annotated[Path | None, typer.Option(help="Picture kept up to date with the clip as it forms.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="File with a prompt a line.")] = None,
-    output_dir: Annotated[
-        Path | None, typer.Option(help="Folder for the clips of --prompts: 0001.mp4 and so on.")
-    ] = None,
+    output_dir: Annotated[Path | None, typer.Option(help="Folder for the clips of --prompts: 0001.mp4, ...")] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print what was made as JSON on stdout.")] = False,
 ) -> None:
     """Make video with sound from a sentence, pictures, sound or video; the whole recipe is kept inside the file."""
@@ -66,26 +64,27 @@ def generate(
 
     jobs = _jobs(prompt, output, prompts, output_dir)
     _check_preview(preview)
+    # What is wrong in the request itself is told before the model is read.
+    settings = GenerateRequest(
+        jobs[0][0],
+        negative_prompt,
+        seed=seed,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        sampler=sampler,
+    )
+    requests = [replace(settings, prompt=text) for text, _ in jobs]
     sources = Sources(image, tuple(keyframe or ()), audio, video, extend, camera)
     pipeline = load_pipeline(model, device, precision)
     material = read_material(sources, pipeline.audio_codec.sample_rate_hz)
     fmt = clip_format(pipeline, Lengths(seconds, num_frames, width, height, fps), material)
-    settings = GenerateRequest(
-        jobs[0][0],
-        negative_prompt,
-        fmt,
-        seed,
-        num_inference_steps,
-        guidance_scale,
-        sampler,
-        given_of(material, camera, fmt),
-    )
+    given = given_of(material, camera, fmt)
     resolve(pipeline, settings)
     made = []
-    for number, (text, path) in enumerate(jobs, start=1):
+    for number, ((text, path), request) in enumerate(zip(jobs, requests, strict=True), start=1):
         with _progress(f"{number}/{len(jobs)} {text}" if len(jobs) > 1 else text) as advance:
             watch = _watcher(pipeline, preview, advance)
-            result = make(pipeline, replace(settings, prompt=text), material, watch)
+            result = make(pipeline, replace(request, format=fmt, given=given), material, watch)
         made.append(write(result, path, sources))
         if not json_output:
             say(f"{path}: {describe(result)}")

@@ -16,7 +16,7 @@ def presets(
 ) -> None:
     """Print parameter and operation counts of the denoiser presets.
 
-    Counts are of one call for one clip of 25 frames with sound; a multiply-add is two operations. Guidance doubles them.
+    Counts are of one call for one clip of 25 frames with sound; a multiply-add is two operations. Guidance doubles it.
     """
     from vitascope.models.factorised.cost import NUM_WORDS, cost_table
 

@@ -12,7 +12,7 @@ import typer
 from vitascope.cli.generate import RECIPE_TAG, before, describe, make, write
 from vitascope.cli.reporting import print_json, say
 from vitascope.cli.sources import Sources, given_of, read_material
-from vitascope.core.errors import InputError, MediaError
+from vitascope.core.errors import CheckpointError, InputError, MediaError
 
 if TYPE_CHECKING:
     from vitascope.tasks.request import GenerateRequest
@@ -53,15 +53,16 @@ def _parts(file: Path, recipe: dict[str, Any]) -> tuple[Sources, GenerateRequest
     """The sources and the request (without what is given) of a recipe. Raises MediaError where it is damaged."""
     from vitascope.core.shapes import ClipFormat
     from vitascope.tasks.request import GenerateRequest
+    from vitascope.weights.config import config_from_dict
 
     names = ("prompt", "negative_prompt", "seed", "num_inference_steps", "guidance_scale", "sampler")
     try:
-        sources = Sources(**{k: tuple(v) if isinstance(v, list) else v for k, v in recipe["sources"].items()})
+        sources = config_from_dict(Sources, recipe["sources"])
         fmt = ClipFormat(recipe["width"], recipe["height"], recipe["fps"], recipe["num_frames"])
         for name in ("model", "weights", "precision"):
             recipe[name]
         return sources, GenerateRequest(format=fmt, **{name: recipe[name] for name in names})
-    except (KeyError, TypeError, AttributeError, InputError) as error:
+    except (KeyError, TypeError, InputError, CheckpointError) as error:
         raise MediaError(f"the recipe in {file} is damaged: {error}") from error
 
 

@@ -48,7 +48,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Material:
-    """What the files hold: pictures at times, sound (N,) at the model's rate, a clip to give sound to, one to extend."""
+    """What the files hold: pictures at times, sound (N,) at the model's rate, clips to give sound to and to extend."""
 
     keyframes: tuple[Keyframe, ...] = ()
     audio: Tensor | None = None
@@ -128,7 +128,7 @@ def clip_format(pipeline: Pipeline, lengths: Lengths, material: Material) -> Cli
 
 
 def _asked_frames(pipeline: Pipeline, seconds: float, fps: float, added: bool) -> int:
-    """Frames of `seconds`; where they are `added` to a clip, 1 (its last) + as many new ones, a whole stride or more."""
+    """Frames of `seconds`; where they are `added` to a clip, its last one and as many new ones, a stride or more."""
     frames = pipeline.frames_for(seconds, fps)
     return max(frames, 1 + pipeline.video_codec.strides.time) if added else frames
 

@@ -51,7 +51,7 @@ def classify_motion(track: SubjectTrack, pixels: Floats) -> MotionEvidence:
     used = track.whole if track.whole.sum() >= max(4, 0.4 * seen.sum()) else seen
     if used.sum() < 3:
         return MotionEvidence("stays still", 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-    growth = _slope(time[seen], np.log(np.maximum(track.radius[seen], 1e-3)))
+    growth = _slope(time[used], np.log(np.maximum(track.radius[used], 1e-3)))
     place = track.centre[used].astype(np.float64)
     reach = np.percentile(place, 97, axis=0) - np.percentile(place, 3, axis=0)
     way = np.array([_slope(time[used], place[:, axis]) for axis in range(2)])

@@ -40,8 +40,10 @@ def thud_times(samples: Floats, sample_rate_hz: int) -> list[float]:
     size = np.abs(np.fft.irfft(spectrum)[: len(samples)])
     total = np.concatenate([np.zeros(arm + 1), np.cumsum(size), np.full(arm, size.sum())])
     after = (total[2 * arm :] - total[arm:-arm]) / arm
-    before = (total[arm:-arm] - total[: -2 * arm]) / arm
+    # Near the start there is less to look back on; nothing in the first half window can be told from a clip's beginning.
+    before = (total[arm:-arm] - total[: -2 * arm]) / np.clip(np.arange(len(after)), arm // 2, arm)
     rise = after - before
+    rise[: arm // 2] = 0.0
     least = max(THUD_ABOVE, THUD_SHARE * float(rise.max()))
     return _peaks(rise, least, round(APART_S * sample_rate_hz), sample_rate_hz)
 

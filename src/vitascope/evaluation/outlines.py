@@ -22,6 +22,8 @@ RADII = np.linspace(0.05, 1.75, 28)
 _BLURS_PX = (0, 3, 5)
 SHARPNESS = 2.0
 NO_SHAPE = "none"
+FARTHEST = 0.35
+"""Disagreement (share of the area) with the nearest shape beyond which a subject has none of the five shapes."""
 _CROP = 33
 """Samples a side of the picture of a subject, which spans +- 1 radius of the outline."""
 
@@ -103,7 +105,7 @@ def _centred_cover(cover: Floats) -> Floats:
 def classify_shape(track: SubjectTrack, pixels: Floats, model: OutlineModel) -> tuple[str, Floats]:
     """The shape of a subject, and its mean distance to each of the five (5,).
 
-    Frames in which it is whole count (all, where it never is). Where the upper half is nearer to a drawn face than to
+    Frames in which it is whole count (all, where it never is); "none" when it is far from all five. Where the upper half is nearer to a drawn face than to
     a plain ball of its colour, it is a face.
     """
     frames = np.nonzero(track.whole if track.whole.any() else track.present)[0]
@@ -111,6 +113,8 @@ def classify_shape(track: SubjectTrack, pixels: Floats, model: OutlineModel) -> 
         return NO_SHAPE, np.full(len(SHAPES), np.nan, np.float32)
     per_frame = np.stack([model.distances(_centred_cover(soft_cover(track, pixels, i))) for i in frames])
     distances = np.median(per_frame, axis=0)
+    if distances.min() > FARTHEST:
+        return NO_SHAPE, distances
     nearest = SHAPES[int(np.argmin(distances))]
     if nearest != "ring" and is_face(track, pixels, frames):
         return FACE, distances

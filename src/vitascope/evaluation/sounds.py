@@ -26,11 +26,15 @@ AMBIENCE_HEARD = ("none", "wind", "rain", "soft music")
 THUD_LASTS_S = 0.32
 _WINDOW_S, _HOP_S = 0.064, 0.016
 _PER_MIXTURE = 32
+UNKNOWN = "unknown"
+FARTHEST = 160.0
+"""Squared distance (Mahalanobis) from the nearest mixture beyond which a sound is none of them."""
 
 
 @dataclass(frozen=True)
 class Heard:
-    """The ambience ("none", "wind", "rain" or "soft music"), whether somebody speaks, and the thuds."""
+    """The ambience ("none", "wind", "rain" or "soft music"; "unknown" for a sound that is none of the world's), whether
+    somebody speaks, and the times of the thuds in seconds."""
 
     ambience: str
     speech: bool
@@ -86,19 +90,22 @@ class SoundModel:
         thuds = thud_times(samples, rate_hz)
         figures = sound_features(samples, rate_hz, thuds)
         gap = figures - self.means
-        nearest = int(np.argmin(np.einsum("ki,ij,kj->k", gap, self.precision, gap)))
+        distances = np.einsum("ki,ij,kj->k", gap, self.precision, gap)
+        nearest = int(np.argmin(distances))
+        if distances[nearest] > FARTHEST:
+            return Heard(UNKNOWN, False, tuple(thuds))
         speech = nearest >= len(AMBIENCE_HEARD)
         ambience = AMBIENCE_HEARD[nearest % len(AMBIENCE_HEARD)]
         return Heard(ambience, speech, () if speech else tuple(thuds))
 
 
-def build_sound_model(seed: int = 0) -> SoundModel:
-    """Measure the densities on the world's sounds (seconds of work)."""
+def build_sound_model(seed: int = 0, per_mixture: int = _PER_MIXTURE) -> SoundModel:
+    """Measure the densities on the world's sounds, `per_mixture` of each kind (seconds of work)."""
     fmt = ClipFormat()
     means, spreads = [], []
     for speech in (False, True):
         for ambience in AMBIENCE_HEARD:
-            figures = np.stack([_example(seed, ambience, speech, index, fmt) for index in range(_PER_MIXTURE)])
+            figures = np.stack([_example(seed, ambience, speech, index, fmt) for index in range(per_mixture)])
             means.append(figures.mean(0))
             spreads.append(np.cov(figures.T))
     covariance = np.mean(spreads, axis=0)

@@ -20,6 +20,10 @@ SMALLEST_RADIUS = 0.09
 LONGEST = 1.6
 """Longer blobs (ratio of principal deviations) are clouds and the like: every shape of the theatre is as wide as high."""
 _MAX_FALSE_COLOURS = 3
+NO_BACKGROUND = "none"
+LEAST_SCORE = -9.5
+"""Mean log density below which a picture shows none of the backgrounds; the world's own clips with the largest subjects
+and a pass through the codec stay above -8.5, noise and other pictures below -11."""
 SECOND_SHARE = 0.12
 """Least area of a second subject as a share of the first's."""
 PRESENT_SHARE = 0.5
@@ -45,8 +49,10 @@ class SubjectTrack:
 
 
 def find_background(pixels: Floats, model: ColourModel) -> str:
-    """The likeliest background of pixels (T, H, W, 3), by colour alone: the highest mean log density."""
-    return BACKGROUNDS[int(np.argmax(model.background_scores(pixels)))]
+    """The likeliest background of pixels (T, H, W, 3), by colour alone: the highest mean log density. "none" where
+    that is too low for any of them."""
+    scores = model.background_scores(pixels)
+    return BACKGROUNDS[int(np.argmax(scores))] if scores.max() >= LEAST_SCORE else NO_BACKGROUND
 
 
 def find_subjects(pixels: Floats, background: str, model: ColourModel) -> list[SubjectTrack]:
@@ -56,6 +62,8 @@ def find_subjects(pixels: Floats, background: str, model: ColourModel) -> list[S
     pixels over the clip are followed, each as the largest blob of its colour in every frame. Two blobs of one colour
     are followed as two subjects where they stay apart.
     """
+    if background == NO_BACKGROUND:
+        return []
     height = pixels.shape[1]
     smallest_px = np.pi * (SMALLEST_RADIUS * height / 2) ** 2
     soft = box_blur(model.foreground(pixels, background).clip(-8, 8), 1 if height >= 64 else 0)

@@ -41,8 +41,8 @@ class Given:
     keyframes: pictures at times (an image to start from is one at 0). audio: samples (N,) at the clip's rate, kept as
     they are; the video follows them. video: frames (T, 3, H, W) uint8 of the clip's own size and length, kept as they
     are; the sound follows them. past: frames (1 + k * stride, 3, H, W) uint8 that the clip begins with and goes on
-    from. past_audio: samples (N,) that its sound begins with. camera: path (T, 7) of position (world units), yaw, pitch,
-    roll (radians) and field of view (degrees) a frame.
+    from. past_audio: samples (N,) that its sound begins with. camera: path (T, 7) of position (world units), yaw,
+    pitch, roll (radians) and field of view (degrees) a frame.
     """
 
     keyframes: tuple[Keyframe, ...] = ()

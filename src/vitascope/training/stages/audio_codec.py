@@ -22,7 +22,7 @@ from vitascope.training.recipe import Recipe
 from vitascope.training.stages.audio_codec_validation import spectrogram_pairs, validation_figures, validation_sounds
 from vitascope.weights.checkpoint import save_checkpoint
 from vitascope.world.casting import SceneMix, draw_scene
-from vitascope.world.sound import synthesise
+from vitascope.world.sound import synthesise, synthesise_batch
 
 _AUDIBLE = 1e-3
 
@@ -37,7 +37,7 @@ class AudioCodecOptions:
 
     batch_size crops of crop_latents latents from a pool of `pool_clips` clips, made when first needed; varied_fraction
     of the crops are played faster or slower, louder or softer, or two at once, so that the codec meets more sounds
-    than the world has. silent_fraction of the crops may be silent, others are drawn again a few times. `mix`: what the
+    than the world has. tune_channels: latent channels that start as `start_from_pitches` says, 0 for none. silent_fraction of the crops may be silent, others are drawn again a few times. `mix`: what the
     clips show, rich in sounds. Validation: that many held-out clips of each class of sound.
     """
 
@@ -47,6 +47,7 @@ class AudioCodecOptions:
     pool_clips: int = 3000
     varied_fraction: float = 0.35
     silent_fraction: float = 0.06
+    tune_channels: int = 16
     validation_clips: int = 6
     weights: AudioCodecWeights = field(default_factory=AudioCodecWeights)
     scales: SpectralScales = field(default_factory=SpectralScales)
@@ -75,6 +76,8 @@ class AudioCodecStage:
             torch.manual_seed(derive_seed(seed, "init"))
             self.codec = WaveformCodec(PRESETS[options.preset])
         self.format = ClipFormat(sample_rate_hz=self.codec.sample_rate_hz)
+        if options.tune_channels:
+            self.codec.start_from_pitches(self._start_sounds(), options.tune_channels)
         self.score = SpectralScore(options.scales).to(device)
         self._pool: dict[int, Tensor] = {}
         self._autoencode = torch.compile(self.autoencode) if compile_loss else self.autoencode
@@ -83,6 +86,12 @@ class AudioCodecStage:
     @property
     def model(self) -> nn.Module:
         return self.codec
+
+    def _start_sounds(self, num_clips: int = 96) -> Tensor:
+        """Sounds (B, 1, S) for the start of the linear paths."""
+        scenes = [draw_scene(derive_seed(self.seed, "start", i), mix=self.options.mix) for i in range(num_clips)]
+        sounds = synthesise_batch(scenes, self.format)
+        return sounds[:, None, : sounds.shape[1] // self.codec.hop * self.codec.hop]
 
     def clip(self, number: int) -> Tensor:
         """Clip `number` of the pool, (S,) int16; kept once made."""

@@ -23,6 +23,10 @@ class WaveLevel:
     overlap: int = 2
     kernel: int = 7
 
+    def __post_init__(self) -> None:
+        if min(self.channels, self.stride, self.overlap, self.kernel) < 1:
+            raise InputError(f"channels, stride, overlap and kernel of a level must be positive, got {self}")
+
 
 @dataclass(frozen=True)
 class WaveAttention:

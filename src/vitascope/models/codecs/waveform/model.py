@@ -52,7 +52,13 @@ class WaveEncoder(nn.Module):
                 *_units(level, level.encoder_blocks),
             ]
         self.layers = nn.ModuleList(layers)
-        self.pitch = PitchInput(config.tones, last.channels, config.hop, config.sample_rate_hz) if config.tones else None
+        self.pitch, self.pitch_in, self.linear = None, None, None
+        if config.tones is not None:
+            self.pitch = PitchInput(config.tones, config.hop, config.sample_rate_hz)
+            self.pitch_in = nn.Conv1d(config.tones.num_sines, last.channels, 1)
+            self.linear = nn.Conv1d(config.tones.num_sines, config.latent_channels, 1)
+            nn.init.zeros_(self.linear.weight)
+            nn.init.zeros_(self.linear.bias)  # type: ignore[arg-type]
         self.attention = _attention(last.channels, config.attention)
         self.norm_out = StepNorm(last.channels)
         self.activation_out = Snake(last.channels)
@@ -61,13 +67,18 @@ class WaveEncoder(nn.Module):
     def forward(self, samples: Tensor, state: WaveState | None = None) -> Tensor:
         tails = state.tails if state is not None else None
         h = self.stem(torch.cat([samples, compand(samples)], dim=1), tails)
+        pitches = self.pitch(samples, tails) if self.pitch is not None else None
         for number, layer in enumerate(self.layers):
-            if self.pitch is not None and number == len(self.layers) - self.last_units:
-                h = h + self.pitch(samples, tails)
+            if self.pitch_in is not None and number == len(self.layers) - self.last_units:
+                h = h + self.pitch_in(pitches)
             h = layer(h) if isinstance(layer, Snake) else layer(h, tails)
         if self.attention is not None:
             h = self.attention(h, tails, state.position if state is not None else 0)
-        return self.conv_out(self.activation_out(self.norm_out(h)), tails)
+        moments = self.conv_out(self.activation_out(self.norm_out(h)), tails)
+        if self.linear is None:
+            return moments
+        mean, log_variance = moments.chunk(2, dim=1)
+        return torch.cat([mean + self.linear(pitches), log_variance], dim=1)
 
 
 class WaveDecoder(nn.Module):
@@ -230,6 +241,27 @@ class WaveformCodec(nn.Module):
 
     def denormalise(self, latents: Tensor) -> Tensor:
         return latents * self.latent_std.to(latents.dtype)[:, None] + self.latent_mean.to(latents.dtype)[:, None]
+
+    @torch.no_grad()
+    def start_from_pitches(self, samples: Tensor, num_components: int) -> None:
+        """Let the linear paths carry the principal components of how loud the pitches are in `samples` (B, 1, T * hop),
+        in the first `num_components` latent channels: training starts from a codec that can hold a tune.
+
+        Does nothing without tones. The other channels, and all else, are left to the convolutions.
+        """
+        pitch, linear, tones = self.encoder.pitch, self.encoder.linear, self.decoder.tones
+        if pitch is None or linear is None or tones is None:
+            return
+        loudness = pitch(samples).transpose(1, 2).flatten(0, 1).double()
+        mean = loudness.mean(dim=0)
+        centred = loudness - mean
+        values, vectors = torch.linalg.eigh(centred.T @ centred / len(loudness))
+        scale, basis = values[-num_components:].clamp(min=1e-8).sqrt(), vectors[:, -num_components:]
+        assert linear.bias is not None
+        linear.weight[:num_components, :, 0] = (basis / scale).T.float()
+        linear.bias[:num_components] = (-(basis / scale).T @ mean).float()
+        tones.start_from(basis * scale, mean)
+        self.encoder.conv_out.weight[:num_components] = 0.0
 
     def check_samples(self, samples: Tensor) -> None:
         """Raise ShapeError unless `samples` is (B, 1, T * hop) with T >= 1."""

@@ -29,6 +29,7 @@ from vitascope.nn.conv1d import CausalConv1d, ResidualUnit1d, depth_to_time, pas
 _GOLDEN = 0.6180339887
 _QUIET = -6.0
 """Natural logarithm of the level that every sine starts with."""
+_SOFTER = 1.5
 
 
 def semitones_hz(bank: ToneBank) -> Tensor:
@@ -37,13 +38,13 @@ def semitones_hz(bank: ToneBank) -> Tensor:
 
 
 class PitchInput(nn.Module):
-    """Samples (B, 1, T * hop) to features (B, channels, T): how loud each pitch of the bank has been of late.
+    """Samples (B, 1, T * hop) to how loud each pitch of the bank has been of late, (B, K, T), about -3 to 3.
 
     A convolutional encoder that soon halves its rate again and again cannot tell two low semitones apart; a window of
     2048 samples can. It leans to its end, so that a new note is seen within about 40 ms.
     """
 
-    def __init__(self, bank: ToneBank, channels: int, hop: int, sample_rate_hz: int) -> None:
+    def __init__(self, bank: ToneBank, hop: int, sample_rate_hz: int) -> None:
         super().__init__()
         self.hop, self.history = hop, max(0, bank.window - hop)
         samples = torch.arange(bank.window, dtype=torch.float64)
@@ -52,15 +53,13 @@ class PitchInput(nn.Module):
         kernels = torch.cat([angle.cos(), angle.sin()]) * (2.0 * window / window.sum())
         self.kernels: Tensor
         self.register_buffer("kernels", kernels.float()[:, None], persistent=False)
-        self.out = nn.Conv1d(bank.num_sines, channels, 1)
 
     def forward(self, samples: Tensor, tails: TailCache | None = None) -> Tensor:
         with torch.autocast(samples.device.type, enabled=False):
             heard = past_and_present(self, samples.float(), self.history, tails)
-            parts = nn.functional.conv1d(heard, self.kernels, stride=self.hop)
-            power = sum(part.square() for part in parts.chunk(2, dim=1))
-            loudness = 0.25 * (torch.log(power + 1e-8) + 12.0)
-        return self.out(loudness.to(samples.dtype))
+            cosine, sine = nn.functional.conv1d(heard, self.kernels, stride=self.hop).chunk(2, dim=1)
+            amplitude = (cosine.square() + sine.square() + 1e-10).sqrt()
+            return (0.5 * (torch.log(amplitude) - _QUIET)).to(samples.dtype)
 
 
 class Tones(nn.Module):
@@ -78,6 +77,10 @@ class Tones(nn.Module):
         with torch.no_grad():
             assert self.controls.bias is not None
             self.controls.bias.fill_(_QUIET).view(outputs, bank.steps)[-1] = 0.0
+        # The linear path: every level from each latent itself; zero until `start_from` is called.
+        self.linear = nn.Conv1d(latent_channels, bank.num_sines + bank.num_harmonics, 1)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)  # type: ignore[arg-type]
         self.basis: Tensor
         self.register_buffer("basis", self._basis(), persistent=False)
 
@@ -90,12 +93,27 @@ class Tones(nn.Module):
         waves = torch.cat([angle_KL.cos(), angle_KL.sin()])
         return torch.cat([waves, waves * rise_L]).float()
 
+    @torch.no_grad()
+    def start_from(self, basis_KC: Tensor, mean_K: Tensor) -> None:
+        """Let the linear path be that of latents whose loudness per pitch (see PitchInput) is basis_KC @ latent + mean_K,
+        the latents being the first C channels. A harmonic starts softer than the sine that is nearest to it."""
+        harmonics_hz = self.bank.pitch_hz * torch.arange(1, self.bank.num_harmonics + 1, dtype=torch.float64)
+        nearest = (harmonics_hz[:, None].log2() - semitones_hz(self.bank).log2()).abs().argmin(dim=1)
+        rows = torch.cat([torch.arange(self.bank.num_sines), nearest])
+        assert self.linear.bias is not None
+        self.linear.weight[:, : basis_KC.shape[1], 0] = (2.0 * basis_KC[rows]).float()
+        self.linear.bias.copy_(2.0 * mean_K[rows])
+        self.linear.bias[self.bank.num_sines :] -= _SOFTER
+
     def forward(self, latents: Tensor, state: WaveState | None = None) -> Tensor:
         """The tones of latents that go on where `state` stands; moves the state's turns, not its position."""
         tails = state.tails if state is not None else None
         raw = self.controls(self.unit(self.conv_in(latents, tails), tails))
+        direct = self.linear(latents)
         with torch.autocast(latents.device.type, enabled=False):
             controls = depth_to_time(raw.float(), self.bank.steps)
+            direct = nn.functional.pad(direct.float(), (0, 0, 0, 1))
+            controls = controls + direct.repeat_interleave(self.bank.steps, dim=-1)
             levels, bend = controls[:, :-1].clamp(-14.0, 1.0).exp(), torch.tanh(controls[:, -1:])
             pitch = torch.exp2(self.bank.pitch_range_octaves * bend) - 1.0
             # Zeros stand before the first step: silence, at the usual pitch.

@@ -1,0 +1,104 @@
+"""Every family: written, found by its name, built from its configuration, and the same model again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from vitascope.core.errors import CheckpointError, InputError
+from vitascope.models import FAMILIES, build_model, load_model
+from vitascope.models.codecs.causal_video.config import CausalVideoConfig
+from vitascope.models.codecs.causal_video.config import Level as VideoLevel
+from vitascope.models.codecs.waveform.config import WaveAttention, WaveformConfig, WaveLevel
+from vitascope.models.factorised.config import FactorisedConfig
+from vitascope.models.text.bytes.config import BytesConfig
+from vitascope.training.codecs import CodecFiles
+from vitascope.weights.checkpoint import load_checkpoint, save_checkpoint
+from vitascope.weights.config import config_to_dict
+
+CONFIGS: dict[str, Any] = {
+    "causal_video": CausalVideoConfig(4, (VideoLevel(8, 1, 1), VideoLevel(8, 1, 1, (2, 2, 2))), 2, preview_px=2),
+    "waveform": WaveformConfig(4, (WaveLevel(8, 4), WaveLevel(8, 2)), attention=WaveAttention(2, 4)),
+    "bytes": BytesConfig(16, 1, 2, byte_width=8),
+    "factorised": FactorisedConfig(16, 1, 2, 8, 2, 16, exchange_layers=(0,), base_grid=(2, 3)),
+}
+
+
+def write(folder: Path, family: str, half: bool = False) -> tuple[Path, nn.Module]:
+    torch.manual_seed(1)
+    model = FAMILIES[family].build(config_to_dict(CONFIGS[family]))
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    tensors = {name: value.half() if half else value for name, value in model.state_dict().items()}
+    path = folder / f"{family}.safetensors"
+    save_checkpoint(path, tensors, family, CONFIGS[family])
+    return path, model
+
+
+def test_every_family_is_looked_at() -> None:
+    assert set(CONFIGS) == set(FAMILIES)
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_comes_back_whole(family: str, half: bool, tmp_path: Path) -> None:
+    path, model = write(tmp_path, family, half)
+    loaded: Any = load_model(path)
+    assert type(loaded) is type(model)
+    assert loaded.config == CONFIGS[family]
+    assert not loaded.training
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    for name, value in model.state_dict().items():
+        assert loaded.state_dict()[name].dtype == torch.float32
+        assert torch.equal(loaded.state_dict()[name], value.half().float() if half else value), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_files_that_do_not_fit_are_refused(family: str, tmp_path: Path) -> None:
+    path, _ = write(tmp_path, family)
+    checkpoint = load_checkpoint(path)
+    lacking = dict(list(checkpoint.tensors.items())[1:])
+    save_checkpoint(path, lacking, family, checkpoint.config)
+    with pytest.raises(CheckpointError, match=next(iter(checkpoint.tensors))):
+        load_model(path)
+    save_checkpoint(path, checkpoint.tensors, family, {**checkpoint.config, "colour": "red"})
+    with pytest.raises(CheckpointError, match="colour"):
+        load_model(path)
+
+
+def test_unknown_and_wrong_families_are_refused_by_name(tmp_path: Path) -> None:
+    path, _ = write(tmp_path, "bytes")
+    checkpoint = load_checkpoint(path)
+    save_checkpoint(tmp_path / "other.safetensors", checkpoint.tensors, "unet", checkpoint.config)
+    with pytest.raises(InputError, match="family 'unet' is not known; valid values: causal_video, waveform, bytes"):
+        load_model(tmp_path / "other.safetensors")
+    with pytest.raises(CheckpointError, match="no checkpoint file"):
+        load_model(tmp_path / "none.safetensors")
+
+
+def test_codec_files_are_refused_in_each_others_place(tmp_path: Path) -> None:
+    video, audio = (write(tmp_path, family)[0] for family in ("causal_video", "waveform"))
+    codecs = CodecFiles(video, audio).load(torch.device("cpu"))
+    assert codecs.video.latent_channels == codecs.audio.latent_channels == 4
+    assert set(CodecFiles(video, audio).digests()) == {"video_codec", "audio_codec"}
+    for files in (CodecFiles(audio, audio), CodecFiles(video, video)):
+        with pytest.raises(CheckpointError, match=r"family '(causal_video|waveform)', but"):
+            files.load(torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class Other:
+    width: int = 3
+
+
+def test_a_configuration_of_another_family_is_refused(tmp_path: Path) -> None:
+    path, _ = write(tmp_path, "bytes")
+    checkpoint = load_checkpoint(path)
+    save_checkpoint(path, checkpoint.tensors, "factorised", Other())
+    with pytest.raises(CheckpointError, match="lacks keys: depth"):
+        build_model(load_checkpoint(path))

@@ -1,0 +1,48 @@
+"""Untrained codecs of a few thousand weights, and what is made with them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vitascope.core.shapes import ClipFormat
+from vitascope.models.codecs.causal_video.config import CausalVideoConfig, Level
+from vitascope.models.codecs.causal_video.model import CausalVideoCodec
+from vitascope.models.codecs.waveform.config import WaveformConfig, WaveLevel
+from vitascope.models.codecs.waveform.model import WaveformCodec
+from vitascope.training.codecs import CodecFiles
+from vitascope.training.pool import PoolSpec
+from vitascope.weights.checkpoint import save_checkpoint
+from vitascope.world.casting import SceneMix
+
+VIDEO = CausalVideoConfig(
+    latent_channels=4, patch_px=2, levels=(Level(8, 1, 1), Level(8, 1, 1, (4, 2, 2))), preview_channels=4, preview_px=2
+)
+AUDIO = WaveformConfig(
+    latent_channels=6, levels=(WaveLevel(8, 16, decoder_blocks=1), WaveLevel(8, 20, decoder_blocks=1))
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_presets() -> tuple[CausalVideoConfig, WaveformConfig]:
+    """Configurations of the codecs: strides 4 and 4 channels, a hop of 320 and 6 channels."""
+    return VIDEO, AUDIO
+
+
+@pytest.fixture(scope="session")
+def codec_files(tmp_path_factory: pytest.TempPathFactory) -> CodecFiles:
+    """Both codecs as they are before training."""
+    folder = tmp_path_factory.mktemp("codecs")
+    files = CodecFiles(folder / "video_codec.safetensors", folder / "audio_codec.safetensors")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        save_checkpoint(files.video, CausalVideoCodec(VIDEO).state_dict(), "causal_video", VIDEO)
+        save_checkpoint(files.audio, WaveformCodec(AUDIO).state_dict(), "waveform", AUDIO)
+    return files
+
+
+@pytest.fixture
+def pool_spec(codec_files: CodecFiles) -> PoolSpec:
+    """Six clips of 32 x 32 px and 9 frames in shards of 3."""
+    fmt = ClipFormat(width_px=32, height_px=32, num_frames=9)
+    return PoolSpec(codec_files.digests(), SceneMix(), fmt, num_clips=6, shard_clips=3)
