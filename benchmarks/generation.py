@@ -81,7 +81,7 @@ def denoising(device: torch.device, preset: str, side_px: int, batch: int, compi
     flops = forward_flops(config, batch, 7, rows, rows, num_audio, NUM_WORDS)
     if compiled:
         model.compile()
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
         timing = timed(lambda: model(tracks, text), repeats=15, warmup=3)
     ceiling = matrix_rate(torch.bfloat16, device)
     return {

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitascope.core.errors import InputError
-from vitascope.core.tracks import AUDIO, VIDEO
+from vitascope.core.tracks import AUDIO, VIDEO, Track, Tracks
 from vitascope.diffusion.schedules import LevelDistribution
 from vitascope.training.objectives.denoising import (
     PATH,
@@ -15,6 +15,7 @@ from vitascope.training.objectives.denoising import (
     NoiseLevels,
     check_tasks,
     draw_cells,
+    track_losses,
     velocity_weighted_error,
 )
 
@@ -139,3 +140,26 @@ def test_error_is_that_of_the_velocity_on_marked_cells() -> None:
     capped = velocity_weighted_error(x0, clean, torch.full_like(level, 1e-4), marked, 0.5)
     assert torch.allclose(capped, 4 * (x0 - clean).square()[marked.expand_as(clean)].mean(), rtol=1e-4)
     assert velocity_weighted_error(x0, clean, level, torch.zeros_like(marked), 0.05) == 0
+
+
+def test_a_track_is_shown_with_its_noise_and_a_right_answer_costs_nothing() -> None:
+    draw_ = torch.Generator().manual_seed(0)
+    shapes = {VIDEO: (2, 3, 7, 2, 2), AUDIO: (2, 4, 108)}
+    clean, noise = ({n: torch.randn(shape, generator=draw_) for n, shape in shapes.items()} for _ in range(2))
+    cells = draw("image", 2)
+    marks = {name: (cells.levels[name], cells.marked(name)) for name in shapes}
+    shown: dict[str, Track] = {}
+
+    def denoise(tracks: Tracks) -> dict[str, torch.Tensor]:
+        shown.update(tracks)
+        return {VIDEO: clean[VIDEO], AUDIO: clean[AUDIO] + 1.0}
+
+    losses = track_losses(denoise, POCKET, clean, noise, marks, min_level=0.05)
+    assert losses[VIDEO] == 0
+    level = cells.levels[AUDIO][:, :1].clamp_min(0.05)
+    torch.testing.assert_close(losses[AUDIO], (1 / level**2).mean(), rtol=1e-4, atol=0)
+    assert torch.equal(shown[VIDEO].values[:, :, 0], clean[VIDEO][:, :, 0])  # known
+    level = cells.levels[VIDEO][:, None, 1:, None, None]
+    mixed = (1 - level) * clean[VIDEO][:, :, 1:] + level * noise[VIDEO][:, :, 1:]
+    torch.testing.assert_close(shown[VIDEO].values[:, :, 1:], mixed)
+    assert shown[AUDIO].times_s.tolist() == pytest.approx(POCKET.audio_times_s)

@@ -62,7 +62,7 @@ def _parts(file: Path, recipe: dict[str, Any]) -> tuple[Sources, GenerateRequest
         for name in ("model", "weights", "precision"):
             recipe[name]
         return sources, GenerateRequest(format=fmt, **{name: recipe[name] for name in names})
-    except (KeyError, TypeError, InputError, CheckpointError) as error:
+    except (KeyError, TypeError, AttributeError, InputError, CheckpointError) as error:
         raise MediaError(f"the recipe in {file} is damaged: {error}") from error
 
 

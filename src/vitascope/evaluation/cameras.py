@@ -42,7 +42,7 @@ _CALIBRATION = ClipFormat(_WORK_PX, _WORK_PX, num_frames=13)
 
 @dataclass(frozen=True)
 class Drift:
-    """Motion of the backdrop's two parts, rates (2, 3) of tx, ty, s a second, and of the subject (3,), nan without one."""
+    """Rates (2, 3) of tx, ty, s a second of the backdrop's two parts, and of the subject (3,), nan without one."""
 
     backdrop: Floats
     subject: Floats

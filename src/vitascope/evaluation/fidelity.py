@@ -36,7 +36,7 @@ def luma(frames: Tensor) -> Tensor:
 def ssim(reference: Tensor, other: Tensor) -> float:
     """Mean structural similarity of the luma of frames (..., 3, H, W) in [0, 255].
 
-    Gaussian window of 11 px and 1.5 px deviation, K = (0.01, 0.03), valid area only. Source: Wang et al., IEEE TIP 2004.
+    Gaussian window of 11 px, deviation 1.5 px, K = (0.01, 0.03), valid area only. Source: Wang et al., IEEE TIP 2004.
     """
     _same_shape(reference, other)
     if min(reference.shape[-2:]) < 11:

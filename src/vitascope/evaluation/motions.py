@@ -26,8 +26,8 @@ UPRIGHT_BELOW = 0.4
 class MotionEvidence:
     """The motion and what it was told by.
 
-    growth: change of log radius over the clip; reach_x, reach_y: extent of the path and way_x, way_y: its fitted uniform
-    displacement, in half frame heights; bend: deviation from it as a share of its reach; turning: see `turning`.
+    growth: change of log radius over the clip; reach_x, reach_y: extent of the path and way_x, way_y: its fitted
+    uniform displacement, in half frame heights; bend: deviation from it as a share of its reach; turning: see `turning`.
     """
 
     motion: str
@@ -43,8 +43,8 @@ class MotionEvidence:
 def classify_motion(track: SubjectTrack, pixels: Floats) -> MotionEvidence:
     """The motion of a subject before a static camera in pixels (T, H, W, 3).
 
-    In this order: its radius changes (grows, shrinks); it stays where it is (spins, or stays still); it goes straight at
-    a uniform speed (moves); its path is upright (bounces); else it circles.
+    In this order: its radius changes (grows, shrinks); it stays where it is (spins, or stays still); it goes straight
+    at a uniform speed (moves); its path is upright (bounces); else it circles.
     """
     time = np.arange(len(track.present)) / max(1, len(track.present) - 1)
     seen = track.present
@@ -60,7 +60,7 @@ def classify_motion(track: SubjectTrack, pixels: Floats) -> MotionEvidence:
     turn = turning(track, pixels)
     near = max(PATH_ABOVE, 0.4 * float(np.median(track.radius[used])) if turn > TURNING_ABOVE else 0.0)
     name = _decide(growth, reach, way, bend, turn, near)
-    return MotionEvidence(name, growth, *map(float, reach), *map(float, way), bend, turn)
+    return MotionEvidence(name, growth, float(reach[0]), float(reach[1]), float(way[0]), float(way[1]), bend, turn)
 
 
 def _decide(growth: float, reach: np.ndarray, way: np.ndarray, bend: float, turn: float, near: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -17,7 +18,7 @@ THUD_ABOVE = 0.09
 THUD_SHARE = 0.35
 """... and least share of the largest rise in the clip."""
 THUD_BAND_HZ = (40.0, 1500.0)
-APART_S = 0.2
+APART_S = 0.1
 """Two thuds are no closer than this."""
 MATCH_S = 0.25
 """An impact and a thud farther apart than this have nothing to do with each other."""
@@ -26,8 +27,8 @@ MATCH_S = 0.25
 def thud_times(samples: Floats, sample_rate_hz: int) -> list[float]:
     """Times in seconds of the thuds in samples (N,).
 
-    The level (mean of |x| in the band 40 to 1500 Hz) over 12 ms after an instant less that over 12 ms before it peaks at
-    the onset of anything that starts at once and dies away slowly; peaks above 0.09, and above 0.35 of the largest,
+    The level (mean of |x| in the band 40 to 1500 Hz) over 12 ms after an instant less that over 12 ms before it peaks
+    at the onset of anything that starts at once and dies away slowly; peaks above 0.09, and above 0.35 of the largest,
     count.
     """
     arm = max(2, round(ARM_S * sample_rate_hz))
@@ -40,7 +41,7 @@ def thud_times(samples: Floats, sample_rate_hz: int) -> list[float]:
     size = np.abs(np.fft.irfft(spectrum)[: len(samples)])
     total = np.concatenate([np.zeros(arm + 1), np.cumsum(size), np.full(arm, size.sum())])
     after = (total[2 * arm :] - total[arm:-arm]) / arm
-    # Near the start there is less to look back on; nothing in the first half window can be told from a clip's beginning.
+    # Near the start there is less to look back on; in the first half window a thud and a beginning are alike.
     before = (total[arm:-arm] - total[: -2 * arm]) / np.clip(np.arange(len(after)), arm // 2, arm)
     rise = after - before
     rise[: arm // 2] = 0.0
@@ -71,8 +72,8 @@ class Impacts:
 def visual_impacts(track: SubjectTrack, fps: float) -> Impacts:
     """Impacts of a bouncing subject, to a fraction of a frame.
 
-    The path of its lowest point is cut at its lowest places; each flight gets a parabola, all of one curvature (gravity,
-    the median over flights of four frames or more); an impact is where the parabolas of two successive flights meet.
+    The path of its lowest point is cut at its lowest places; each flight gets a parabola, all of one curvature
+    (gravity, the median over flights of four frames or more); an impact is where the parabolas of two successive flights meet.
     The frames nearest to contact are left out of both where a flight has frames to spare.
     """
     seen = np.nonzero(track.present)[0]
@@ -96,7 +97,7 @@ def visual_impacts(track: SubjectTrack, fps: float) -> Impacts:
         np.polyfit(time[part], low[part] - gravity * time[part] ** 2, 1) if len(part) >= 2 else None for part in inner
     ]
     found = []
-    for before, after in zip(lines[:-1], lines[1:], strict=True):
+    for before, after in pairwise(lines):
         if before is not None and after is not None and abs(before[0] - after[0]) > 1e-6:
             found.append(float((after[1] - before[1]) / (before[0] - after[0])))
     told = [i for i, line in enumerate(lines) if line is not None]

@@ -1,7 +1,7 @@
 """Which shape a subject has, whether it is a face, and whether its picture turns.
 
-Shapes are told by their cover on a polar grid around the centre, in radii of the disc of equal area, against the cover of
-the five outlines of the world on the same grid; the best rotation is found for each by circular correlation.
+Shapes are told by their cover on a polar grid around the centre, in radii of the disc of equal area, against the cover
+of the five outlines of the world on the same grid; the best rotation is found for each by circular correlation.
 """
 
 from __future__ import annotations
@@ -105,13 +105,13 @@ def _centred_cover(cover: Floats) -> Floats:
 def classify_shape(track: SubjectTrack, pixels: Floats, model: OutlineModel) -> tuple[str, Floats]:
     """The shape of a subject, and its mean distance to each of the five (5,).
 
-    Frames in which it is whole count (all, where it never is); "none" when it is far from all five. Where the upper half is nearer to a drawn face than to
-    a plain ball of its colour, it is a face.
+    Frames in which it is whole count (all, where it never is); "none" when it is far from all five. Where the upper half
+    is nearer to a drawn face than to a plain ball of its colour, it is a face.
     """
     frames = np.nonzero(track.whole if track.whole.any() else track.present)[0]
     if not len(frames):
         return NO_SHAPE, np.full(len(SHAPES), np.nan, np.float32)
-    per_frame = np.stack([model.distances(_centred_cover(soft_cover(track, pixels, i))) for i in frames])
+    per_frame = np.stack([model.distances(_centred_cover(soft_cover(track, pixels, i))) for i in frames.tolist()])
     distances = np.median(per_frame, axis=0)
     if distances.min() > FARTHEST:
         return NO_SHAPE, distances

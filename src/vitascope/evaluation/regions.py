@@ -115,7 +115,7 @@ def box_blur(image: Floats, radius: int) -> Floats:
         total = padded[..., :length].astype(np.float32)
         for step in range(1, size):
             total += padded[..., step : step + length]
-        image = np.moveaxis(total / size, -1, axis)
+        image = np.moveaxis(total / np.float32(size), -1, axis)
     return image
 
 

@@ -48,7 +48,8 @@ class Heard:
 
 def sound_features(samples: Floats, rate_hz: int, thuds_s: list[float]) -> Floats:
     """Fifteen figures: level in dB at the 10th, 50th and 90th percentile over time in each band, tonality of quiet and
-    of all moments, and standard deviation of the overall level in dB. Moments within 0.32 s after a thud are left out.
+    of all moments, and standard deviation of the overall level in dB. Moments within 0.32 s after a thud are
+    left out (within less where thuds are too close for that).
 
     Tonality is the mean over moments of the level difference in dB between the highest and the median bin from 90 to
     1500 Hz, counted only where there is something to hear.
@@ -57,11 +58,10 @@ def sound_features(samples: Floats, rate_hz: int, thuds_s: list[float]) -> Float
     padded = np.pad(samples.astype(np.float64), (0, max(0, size - len(samples))))
     starts = np.arange(0, len(padded) - size + 1, hop)
     middle_s = (starts + size / 2) / rate_hz
-    free = np.ones(len(starts), np.bool_)
-    for thud_s in thuds_s:
-        free &= (middle_s < thud_s - 0.5 * _WINDOW_S) | (middle_s > thud_s + THUD_LASTS_S)
-    if free.sum() >= 6:
-        starts = starts[free]
+    free = [
+        _clear_of(thuds_s, middle_s, lasts_s) for lasts_s in (THUD_LASTS_S, 0.75 * THUD_LASTS_S, 0.5 * THUD_LASTS_S)
+    ]
+    starts = starts[next((part for part in free if part.sum() >= 6), np.ones(len(starts), np.bool_))]
     window = np.hanning(size)
     pieces = np.stack([padded[start : start + size] for start in starts]) * window
     power = np.abs(np.fft.rfft(pieces)) ** 2 * 2 / (size * (window**2).sum())
@@ -76,6 +76,14 @@ def sound_features(samples: Floats, rate_hz: int, thuds_s: list[float]) -> Float
     quiet = overall <= np.percentile(overall, 30)
     figures = [np.percentile(level, share) for level in levels for share in (10, 50, 90)]
     return np.array([*figures, tonal[quiet].mean(), tonal.mean(), overall.std()], np.float32)
+
+
+def _clear_of(thuds_s: list[float], middle_s: np.ndarray, lasts_s: float) -> np.ndarray:
+    """Which moments (window middles in seconds) no thud is heard in."""
+    free = np.ones(len(middle_s), np.bool_)
+    for thud_s in thuds_s:
+        free &= (middle_s < thud_s - 0.5 * _WINDOW_S) | (middle_s > thud_s + lasts_s)
+    return free
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from vitascope.world.scene import BACKGROUNDS, COLOURS
 SMALLEST_RADIUS = 0.09
 """Smaller blobs (half frame heights, radius of the disc of equal area) are taken for stars, moons and noise."""
 LONGEST = 1.6
-"""Longer blobs (ratio of principal deviations) are clouds and the like: every shape of the theatre is as wide as high."""
+"""Longer blobs (ratio of principal deviations) are clouds and the like: every shape is as wide as high."""
 _MAX_FALSE_COLOURS = 3
 NO_BACKGROUND = "none"
 LEAST_SCORE = -9.5
@@ -35,7 +35,7 @@ class SubjectTrack:
     """One subject through the clip.
 
     mask (T, H, W); present (T,): seen in this frame; whole (T,): and clear of the frame's edge; centre (T, 2), radius
-    (T,) of the disc of equal area and bottom (T,) in half frame heights, nan where absent; rgb (T, 3) its median colour.
+    (T,) of the disc of equal area and bottom (T,) in half frame heights, nan where absent; rgb (T, 3) median colour.
     """
 
     colour: str
@@ -105,7 +105,7 @@ def _tracks_by_colour(
 
 
 def _elongation(mask: Mask) -> float:
-    """Median over frames of the ratio of the two principal deviations of a mask (T, H, W): 1 for every shape there is."""
+    """Median over frames of the ratio of the two principal deviations of a mask (T, H, W): 1 for every shape."""
     ratios = []
     for frame in mask:
         ys, xs = np.nonzero(frame)

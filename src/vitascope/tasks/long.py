@@ -37,6 +37,7 @@ def generate_any_length(pipeline: Pipeline, request: GenerateRequest, report: Re
     native = pipeline.defaults.clip.num_frames
     if request.format.num_frames <= native:
         return generate(pipeline, request, report)
+    pipeline.check_format(request.format)
     if request.given.past is not None or request.given.past_audio is not None:
         raise InputError(f"a past works for clips of at most {native} frames; `extend` goes on from a clip")
     if request.given.camera is not None:

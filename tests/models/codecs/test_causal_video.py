@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vitascope.core.errors import ShapeError
+from vitascope.core.errors import InputError, ShapeError
 from vitascope.models.codecs.causal_video.config import PRESETS, CausalVideoConfig, Level
 from vitascope.models.codecs.causal_video.model import CausalVideoCodec
 from vitascope.models.codecs.causal_video.stream import DecoderStream, EncoderStream, decode_progressively
@@ -58,6 +58,13 @@ def test_presets_have_the_strides_and_channels_of_their_names(name, strides, cha
         latents = codec.encode(frames)
         assert latents.shape == (1, channels, 3, 2, 3)
         assert codec.decode(latents).shape == frames.shape
+
+
+def test_configurations_that_contradict_themselves_are_refused() -> None:
+    with pytest.raises(InputError, match="at least one level"):
+        CausalVideoConfig(4, ())
+    with pytest.raises(InputError, match=r"8 channels times the stride \(1, 1, 1\) must be a multiple of 12"):
+        CausalVideoConfig(4, (Level(8, 1, 1), Level(12, 1, 1)))
 
 
 @settings(max_examples=12, deadline=None)
