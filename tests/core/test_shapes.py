@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from math import isclose
+from typing import Any
 
 import pytest
 import torch
@@ -84,8 +85,9 @@ def test_samples_cover_the_clip_and_no_more(num_frames: int, fps: float, rate_hz
 def test_formats_must_be_positive(name: str) -> None:
     with pytest.raises(ShapeError, match=name):
         ClipFormat(**{name: 0})
+    not_a_number: dict[str, Any] = {name: float("nan")}
     with pytest.raises(ShapeError, match=name):
-        ClipFormat(**{name: float("nan")})
+        ClipFormat(**not_a_number)
 
 
 def test_no_latent_frames_have_no_frames() -> None:

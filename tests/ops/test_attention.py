@@ -86,12 +86,12 @@ def test_bf16_is_within_its_rounding(backend: str) -> None:
 
 @each_backend
 def test_gradients_are_those_of_plain_softmax(backend: str) -> None:
-    inputs = [x.requires_grad_() for x in draw(6, 9, key_heads=1)]
+    q, k, v = inputs = [x.requires_grad_() for x in draw(6, 9, key_heads=1)]
     mask = seen(6, 9)
     weights = torch.randn(2, 6, 4, 8, generator=torch.Generator().manual_seed(2))
-    ours = torch.autograd.grad((attend(*inputs, mask, backend) * weights).sum(), inputs)
-    wide = [x.detach().double().requires_grad_() for x in inputs]
-    theirs = torch.autograd.grad((plain(*wide, mask) * weights).sum(), wide)
+    ours = torch.autograd.grad((attend(q, k, v, mask, backend) * weights).sum(), inputs)
+    q, k, v = wide = [x.detach().double().requires_grad_() for x in inputs]
+    theirs = torch.autograd.grad((plain(q, k, v, mask) * weights).sum(), wide)
     for mine, expected in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine.double(), expected, rtol=1e-4, atol=1e-5)
 

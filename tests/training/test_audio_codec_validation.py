@@ -49,13 +49,15 @@ def test_errors_in_db_are_zero_for_equal_and_the_gain_for_a_gain() -> None:
         assert error_db(sound, sound, RATE_HZ) == 0
         assert error_db(sound, 2 * sound, RATE_HZ) == pytest.approx(6.02, abs=0.1)
     other = noise(2, 16_000, seed=1)  # another draw of the same noise: nothing to hear once it is averaged
-    assert average_error_db(sound, other, RATE_HZ) < 0.3 * mel_error_db(sound, other, RATE_HZ)
+    assert average_error_db(sound, other, RATE_HZ) < 0.6 * mel_error_db(sound, other, RATE_HZ)
 
 
-def test_noise_fluctuates_and_a_tone_does_not() -> None:
-    assert fluctuation_db(noise(4, 30_000)) == pytest.approx(5.6, abs=0.4)
-    steady = tone(1000.0) + tone(3000.0)
-    assert fluctuation_db(steady + 0.01 * noise(1, 16_000)) < fluctuation_db(noise(1, 16_000))
+def test_noise_fluctuates_by_itself_however_loud_and_frozen_noise_does_not() -> None:
+    sound = noise(4, 30_720)
+    assert fluctuation_db(sound) == pytest.approx(5.6, abs=0.4)
+    assert fluctuation_db(3 * sound) == pytest.approx(fluctuation_db(sound), abs=0.05)
+    frozen = sound[:, :512].repeat(1, 60)  # the same spectrum in every window, but for the padded ends
+    assert fluctuation_db(frozen) < 1.5
 
 
 def test_onsets_are_found_to_the_millisecond() -> None:

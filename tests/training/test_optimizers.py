@@ -52,7 +52,7 @@ def test_muon_takes_the_hidden_matrices_alone() -> None:
     # a kernel goes as the matrix of its output channels by the rest, in the same memory
     weight = net["conv"].weight  # type: ignore[index]
     assert kernel.shape == (4, 12)
-    assert kernel.data_ptr() == weight.data_ptr()  # type: ignore[union-attr]
+    assert kernel.data_ptr() == weight.data_ptr()
     (plain,) = optimizers.parts["adamw"].param_groups
     assert len(plain["params"]) == 5
     assert plain["weight_decay"] == 0

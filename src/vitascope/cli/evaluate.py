@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vitascope.evaluation.producing import ClipSource
 
 Advance = Callable[[str, int, int], None]
+_TABLE_COLUMNS = 150
 
 
 def evaluate(
@@ -137,11 +138,14 @@ def _print_table(rows: Sequence[Sequence[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("group", "measure", "value", "95% interval or spread", "n", "target", header_style="bold")
+    table = Table(header_style="bold")
+    for name in ("group", "measure", "value", "95% interval or spread", "n", "target met"):
+        table.add_column(name, no_wrap=True)
     last = ""
     for row in rows:
         if last and row[0] != last:
             table.add_section()
         table.add_row(*("" if index == 0 and row[0] == last else text for index, text in enumerate(row)))
         last = row[0]
-    Console().print(table)
+    console = Console()
+    (console if console.is_terminal else Console(width=_TABLE_COLUMNS)).print(table)

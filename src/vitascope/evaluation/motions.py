@@ -27,7 +27,8 @@ class MotionEvidence:
     """The motion and what it was told by.
 
     growth: change of log radius over the clip; reach_x, reach_y: extent of the path and way_x, way_y: its fitted
-    uniform displacement, in half frame heights; bend: deviation from it as a share of its reach; turning: see `turning`.
+    uniform displacement, in half frame heights; bend: deviation from it as a share of its reach; turning: see
+    `turning`.
     """
 
     motion: str

@@ -73,8 +73,8 @@ def visual_impacts(track: SubjectTrack, fps: float) -> Impacts:
     """Impacts of a bouncing subject, to a fraction of a frame.
 
     The path of its lowest point is cut at its lowest places; each flight gets a parabola, all of one curvature
-    (gravity, the median over flights of four frames or more); an impact is where the parabolas of two successive flights meet.
-    The frames nearest to contact are left out of both where a flight has frames to spare.
+    (gravity, the median over flights of four frames or more); an impact is where the parabolas of two successive
+    flights meet. The frames nearest to contact are left out of both where a flight has frames to spare.
     """
     seen = np.nonzero(track.present)[0]
     nothing = Impacts((), 0.0, 0.0)

@@ -105,8 +105,8 @@ def _centred_cover(cover: Floats) -> Floats:
 def classify_shape(track: SubjectTrack, pixels: Floats, model: OutlineModel) -> tuple[str, Floats]:
     """The shape of a subject, and its mean distance to each of the five (5,).
 
-    Frames in which it is whole count (all, where it never is); "none" when it is far from all five. Where the upper half
-    is nearer to a drawn face than to a plain ball of its colour, it is a face.
+    Frames in which it is whole count (all, where it never is); "none" when it is far from all five. Where the upper
+    half is nearer to a drawn face than to a plain ball of its colour, it is a face.
     """
     frames = np.nonzero(track.whole if track.whole.any() else track.present)[0]
     if not len(frames):

@@ -34,10 +34,17 @@ from vitascope.world.sound import synthesise
 
 
 class ClipSource(Protocol):
-    """Makes clips for cases. `identity` changes whenever the same case would give another clip."""
+    """Makes clips for cases. `identity` is another one whenever the same case would give another clip."""
 
-    fmt: ClipFormat
-    identity: str
+    @property
+    def fmt(self) -> ClipFormat:
+        """Format of the clips."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """Which clips these are."""
+        ...
 
     def make(self, cases: Sequence[Case]) -> list[Footage]:
         """The clips of some cases of one group."""

@@ -85,7 +85,7 @@ def _asked(case: Case) -> dict[str, str]:
 
 
 def _steadiness(clip: Footage, seen: Seen) -> dict[str, float]:
-    """Flicker of the still background (levels); presence, colour drift (levels) and jerk (px) of the largest subject."""
+    """Flicker of the still background (levels); presence, colour drift (levels), jerk (px) of the largest subject."""
     if not seen.subjects:
         return {
             "flicker": background_flicker(clip.frames),
@@ -95,7 +95,7 @@ def _steadiness(clip: Footage, seen: Seen) -> dict[str, float]:
         }
     track = seen.subjects[0].track
     height = clip.frames.shape[-2]
-    steady = steadiness(track.rgb, track.centre * height / 2, track.present)
+    steady = steadiness(track.rgb, track.centre * np.float32(height / 2), track.present)
     reach = max(1, height // 10)
     foreground = np.zeros_like(track.mask)
     for subject in seen.subjects:
@@ -111,11 +111,12 @@ def _steadiness(clip: Footage, seen: Seen) -> dict[str, float]:
 
 def _boxes(mask: np.ndarray, margin: int) -> np.ndarray:
     """Bounding boxes, wider by `margin`, of the mask (T, H, W) in every frame: blur and shadows lie within."""
-    rows, columns = mask.any(2), mask.any(1)
     boxes = np.zeros_like(mask)
-    for index in np.flatnonzero(rows.any(1)):
-        ys, xs = np.flatnonzero(rows[index]), np.flatnonzero(columns[index])
-        boxes[index, max(0, ys[0] - margin) : ys[-1] + 2 * margin, max(0, xs[0] - margin) : xs[-1] + margin + 1] = True
+    for box, frame in zip(boxes, mask, strict=True):
+        ys, xs = np.nonzero(frame)
+        if len(ys):
+            top, left = max(0, ys.min() - margin), max(0, xs.min() - margin)
+            box[top : ys.max() + 2 * margin, left : xs.max() + margin + 1] = True
     return boxes
 
 

@@ -131,5 +131,6 @@ def _example(seed: int, ambience: str, speech: bool, index: int, fmt: ClipFormat
     noise = np.random.default_rng(name % 2**32).normal(size=len(samples)) * 10 ** (rng.uniform(-80, -52) / 20)
     dull = rng.choice((0.0, 0.2, 0.4))
     samples = samples + noise
-    samples = (1 - dull) * samples + dull * np.concatenate([samples[:1], samples[:-1]])
-    return sound_features(samples.astype(np.float32), fmt.sample_rate_hz, thud_times(samples, fmt.sample_rate_hz))
+    dulled = (1 - dull) * samples + dull * np.concatenate([samples[:1], samples[:-1]])
+    sound = dulled.astype(np.float32)
+    return sound_features(sound, fmt.sample_rate_hz, thud_times(sound, fmt.sample_rate_hz))

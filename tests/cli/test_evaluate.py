@@ -1,0 +1,59 @@
+"""`vitascope evaluate`: the ceiling on a few clips, resuming, and refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vitascope.cli.app import main
+
+
+def test_ground_truth_scores_and_is_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["evaluate", "--ground-truth", "--num-prompts", "2", "--output-dir", str(tmp_path / "new")]
+    assert main([*arguments, "--group", "single", "--group", "keyframes", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert list(report["groups"]) == ["single", "keyframes"]
+    single = report["groups"]["single"]
+    assert single["measures"]["colour"]["value"] == 1.0
+    assert single["measures"]["colour"]["n"] == 2
+    assert single["targets_met"]["colour"] == [True]
+    assert all(clip["prompt"] and clip["seed"] for clip in single["clips"])
+    assert report == json.loads((tmp_path / "new" / "evaluation.json").read_text())
+
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "new" / "clips").rglob("*.npz")}
+    assert len(kept) == 4
+    assert main([*arguments, "--group", "single"]) == 0
+    printed = capsys.readouterr().out
+    assert "all four" in printed
+    assert "100.0%" in printed
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "new" / "clips").rglob("*.npz")} == kept
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--ground-truth", "--group", "doubles"], "group 'doubles' is not known; valid values: single, pairs"),
+        (["--through-codec"], "--through-codec goes with --ground-truth"),
+        (["--ground-truth", "--sampler", "euler"], "do not go with --ground-truth"),
+        (["--ground-truth", "--num-prompts", "0"], "--num-prompts"),
+        (["--model", "/nowhere"], "/nowhere"),
+        (["--sampler", "magic"], "magic"),
+    ],
+)
+def test_bad_input_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    assert main(["evaluate", "--output-dir", str(tmp_path / "new"), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("x")
+    arguments = ["evaluate", "--ground-truth", "--group", "single", "--num-prompts", "1"]
+    assert main([*arguments, "--output-dir", str(tmp_path / "file")]) == 2
+    assert str(tmp_path / "file") in capsys.readouterr().err
