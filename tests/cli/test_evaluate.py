@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from vitascope.cli.app import main
+from vitascope.evaluation.prompts import GROUPS
+from vitascope.evaluation.sounds import build_sound_model
 
 
 def test_ground_truth_scores_and_is_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -29,6 +31,24 @@ def test_ground_truth_scores_and_is_resumed(tmp_path: Path, capsys: pytest.Captu
     assert "all four" in printed
     assert "100.0%" in printed
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "new" / "clips").rglob("*.npz")} == kept
+
+
+def test_a_model_without_training_goes_through_every_group_and_fails(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sounds = build_sound_model(per_mixture=6)
+    monkeypatch.setattr("vitascope.evaluation.judging.build_sound_model", lambda: sounds)
+    arguments = ["evaluate", "--model", str(tiny_model), "--device", "cpu", "--num-inference-steps", "2", "--json"]
+    assert main([*arguments, "--num-prompts", "2", "--output-dir", str(tmp_path)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["settings"]["num_inference_steps"] == 2
+    measures = {name: group["measures"] for name, group in report["groups"].items()}
+    assert set(measures) == set(GROUPS)
+    assert measures["single"]["all four"]["value"] == 0.0
+    assert measures["camera"]["camera"]["value"] == 0.0
+    assert measures["audio_to_video"]["bounces"]["value"] == 0.0
+    assert measures["codec"]["video PSNR dB"]["value"] < 30
+    assert measures["diversity"]["ratio to the world's"]["n"] == 1
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
 
 from vitascope.core.errors import InputError, TrainingError
 from vitascope.core.shapes import ClipFormat
@@ -41,11 +43,18 @@ def build(root: Path, spec: PoolSpec, files: CodecFiles, num_workers: int = 1) -
     return folder, reports
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+def contents(folder: Path) -> dict[str, Any]:
+    """Files by name: tensors, metadata (which safetensors writes in any order) and text."""
+    found: dict[str, Any] = {"manifest.json": (folder / "manifest.json").read_text()}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name).tolist() for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            found[path.name] = (file.metadata(), tensors)
+    assert len(found) == len(list(folder.iterdir()))
+    return found
 
 
-def test_building_goes_on_where_it_was_and_ends_with_the_same_bytes(
+def test_building_goes_on_where_it_was_and_ends_with_the_same_content(
     tmp_path: Path, pool_spec: PoolSpec, codec_files: CodecFiles
 ) -> None:
     folder, reports = build(tmp_path, pool_spec, codec_files)
@@ -57,7 +66,8 @@ def test_building_goes_on_where_it_was_and_ends_with_the_same_bytes(
     assert build(tmp_path, pool_spec, codec_files) == (folder, [])
     assert {path.name: path.stat().st_mtime_ns for path in folder.glob("shard*")} == times
     # a shard cut short by a crash and one that was never written; the other stays as it is
-    (folder / "shard_00000.safetensors").write_bytes(whole["shard_00000.safetensors"][:1000])
+    shard = folder / "shard_00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:1000])
     assert missing_shards(folder, pool_spec) == [0]
     assert build(tmp_path, pool_spec, codec_files)[1] == [(6, 6)]
     (folder / "shard_00001.safetensors").unlink()

@@ -54,7 +54,8 @@ def options(
         "text_encoder": {"batch_size": 6, "text": TEXT, "validation_captions": 16},
         "denoiser": {
             "batch_size": 3,
-            "model": {"width": 16, "depth": 2, "num_heads": 2, "audio_width": 8, "audio_heads": 2, "base_grid": [2, 2]},
+            "model": {"width": 16, "depth": 2, "num_heads": 2, "audio_width": 8, "audio_heads": 2, "base_grid": [2, 2]}
+            | {"strategies": ["full", "causal", "window"]},
             "text": TEXT,
             "video_codec": str(codec_files.video),
             "audio_codec": str(codec_files.audio),

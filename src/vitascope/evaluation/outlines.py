@@ -11,16 +11,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from vitascope.evaluation.footage import Floats
-from vitascope.evaluation.prototypes import RADIUS, prototypes
+from vitascope.evaluation.prototypes import RADIUS, Prototype, prototypes
 from vitascope.evaluation.regions import box_blur, fill_holes, grow
 from vitascope.evaluation.subjects import SubjectTrack
-from vitascope.world.scene import FACE, SHAPES, Subject
+from vitascope.world.scene import COLOURS, FACE, SHAPES, Subject
 
 NUM_ANGLES = 120
 RADII = np.linspace(0.05, 1.75, 28)
 """Polar grid, in radii of the disc of equal area; the tips of a star lie at 1.6."""
 _BLURS_PX = (0, 3, 5)
 SHARPNESS = 2.0
+_MARK_BRIGHT = 0.4
+"""Brightness of the mark of a spinning ball or ring, as a share of its colour."""
 NO_SHAPE = "none"
 FARTHEST = 0.35
 """Disagreement (share of the area) with the nearest shape beyond which a subject has none of the five shapes."""
@@ -51,13 +53,13 @@ def sample(image: Floats, x_px: np.ndarray, y_px: np.ndarray) -> Floats:
 
 @dataclass(frozen=True)
 class OutlineModel:
-    """Polar cover of the five shapes, sharp and blurred (3, 5, 28, 120)."""
+    """Polar cover of the five shapes, sharp, blurred and with the mark of spinning left out (4, 5, 28, 120)."""
 
     templates: Floats
 
     def distances(self, cover: Floats) -> Floats:
         """Area of disagreement of a cover (28, 120) with each shape (5,), as a share of the area: the least over
-        rotations and blurs."""
+        rotations and variants."""
         weight = (RADII * np.gradient(RADII))[:, None]
         spectrum = np.fft.rfft(cover, axis=1)
         scale = weight.sum() * NUM_ANGLES * float((cover * weight).sum() / (weight.sum() * NUM_ANGLES) or 1.0)
@@ -70,9 +72,17 @@ class OutlineModel:
 def build_outline_model() -> OutlineModel:
     """Measure the five outlines on the polar grid, from the world's own paint."""
     painted = prototypes([Subject("white", shape) for shape in SHAPES])
+    marked = prototypes([Subject("white", shape, motion="spins") for shape in SHAPES])
     blurred = [[box_blur(box_blur(each.cover, blur), blur) for each in painted] for blur in _BLURS_PX]
     soft = [[np.clip(SHARPNESS * (cover - 0.5) + 0.5, 0, 1) for cover in row] for row in blurred]
+    soft.append([_unmarked(each) for each in marked])
     return OutlineModel(np.stack([[_centred_cover(cover) for cover in row] for row in soft]))
+
+
+def _unmarked(painted: Prototype) -> Floats:
+    """Cover of a white prototype less its dark mark, which before some backgrounds cannot be told from them."""
+    bright = painted.rgb.mean(-1) / np.float32(max(COLOURS["white"]))
+    return painted.cover * np.clip((bright - _MARK_BRIGHT) / 0.1, 0, 1)
 
 
 def soft_cover(track: SubjectTrack, pixels: Floats, index: int) -> Floats:

@@ -11,6 +11,7 @@ from itertools import permutations
 from typing import Any
 
 import numpy as np
+import torch
 
 from vitascope.core.shapes import ClipFormat
 from vitascope.evaluation.fidelity import log_spectral_distance_db, psnr_db, snr_per_band_db, ssim
@@ -20,7 +21,7 @@ from vitascope.evaluation.onsets import Pairing, pair_impacts, thud_times, visua
 from vitascope.evaluation.producing import middle_frame, true_clip
 from vitascope.evaluation.prompts import DIVERSITY_SEEDS, Case
 from vitascope.evaluation.statistics import OffsetSummary, Share
-from vitascope.evaluation.temporal import background_flicker, novelty_between, seed_diversity, steadiness
+from vitascope.evaluation.temporal import Between, background_flicker, novelty_between, seed_diversity, steadiness
 from vitascope.world.motion import impact_times
 
 Measures = dict[str, dict[str, Any]]
@@ -216,7 +217,8 @@ def score_keyframes(cases: Sequence[Case], clips: Sequence[Footage], detectors: 
     for case, clip in zip(cases, clips, strict=True):
         fmt = _format_of(clip)
         middle, true = middle_frame(fmt), true_clip(case, fmt).frames
-        between = novelty_between(clip.frames, 0, middle)
+        still = torch.equal(clip.frames[0], clip.frames[middle])
+        between = Between((0.0,)) if still else novelty_between(clip.frames, 0, middle)
         first, second = (psnr_db(true[index], clip.frames[index]) for index in (0, middle))
         rows.append(_row(case, first_db=first, middle_db=second, novelty=between.peak, moves=between.moves))
     measures: Measures = {

@@ -88,10 +88,12 @@ def _clear_of(thuds_s: list[float], middle_s: np.ndarray, lasts_s: float) -> np.
 
 @dataclass(frozen=True)
 class SoundModel:
-    """Mean figures of the eight mixtures (8, 15) and the inverse of their common covariance (15, 15)."""
+    """Mean figures of the eight mixtures (8, 15), the inverse of their common covariance (15, 15), and for every
+    ambience that of its two mixtures, without and with speech (4, 15, 15)."""
 
     means: Floats
     precision: Floats
+    speech_precision: Floats
 
     def hear(self, samples: Floats, rate_hz: int) -> Heard:
         """What is heard in samples (N,) in [-1, 1]."""
@@ -102,9 +104,11 @@ class SoundModel:
         nearest = int(np.argmin(distances))
         if distances[nearest] > FARTHEST:
             return Heard(UNKNOWN, False, tuple(thuds))
-        speech = nearest >= len(AMBIENCE_HEARD)
-        ambience = AMBIENCE_HEARD[nearest % len(AMBIENCE_HEARD)]
-        return Heard(ambience, speech, () if speech else tuple(thuds))
+        ambience = nearest % len(AMBIENCE_HEARD)
+        pair = gap[[ambience, ambience + len(AMBIENCE_HEARD)]]
+        without, with_speech = np.einsum("ki,ij,kj->k", pair, self.speech_precision[ambience], pair)
+        speech = bool(with_speech < without)
+        return Heard(AMBIENCE_HEARD[ambience], speech, () if speech else tuple(thuds))
 
 
 def build_sound_model(seed: int = 0, per_mixture: int = _PER_MIXTURE) -> SoundModel:
@@ -116,9 +120,15 @@ def build_sound_model(seed: int = 0, per_mixture: int = _PER_MIXTURE) -> SoundMo
             figures = np.stack([_example(seed, ambience, speech, index, fmt) for index in range(per_mixture)])
             means.append(figures.mean(0))
             spreads.append(np.cov(figures.T))
+    pairs = [_precision(spreads[i :: len(AMBIENCE_HEARD)]) for i in range(len(AMBIENCE_HEARD))]
+    return SoundModel(np.stack(means).astype(np.float32), _precision(spreads), np.stack(pairs))
+
+
+def _precision(spreads: list[np.ndarray]) -> Floats:
+    """Inverse of the mean of covariances, widened so that no figure counts for more than 1 dB."""
     covariance = np.mean(spreads, axis=0)
     covariance += np.diag(0.1 * np.diag(covariance) + 1.0)
-    return SoundModel(np.stack(means).astype(np.float32), np.linalg.inv(covariance).astype(np.float32))
+    return np.linalg.inv(covariance).astype(np.float32)
 
 
 def _example(seed: int, ambience: str, speech: bool, index: int, fmt: ClipFormat) -> Floats:

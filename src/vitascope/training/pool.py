@@ -208,7 +208,7 @@ class Builder:
 def build_pool(root: Path, spec: PoolSpec, builder: Builder, report: Callable[[int, int], None]) -> Path:
     """Build what is missing of a pool under `root`; return its folder. `report(clips there, clips in all)` as it grows.
 
-    Idempotent: several calls, also after a crash, give the same files. Raises CheckpointError when the disk refuses.
+    Idempotent: several calls, also after a crash, give the same content. Raises CheckpointError when the disk refuses.
     """
     folder = root / spec.digest
     with atomic_file(folder / "manifest.json") as file:

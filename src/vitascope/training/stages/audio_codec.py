@@ -37,8 +37,9 @@ class AudioCodecOptions:
 
     batch_size crops of crop_latents latents from a pool of `pool_clips` clips, made when first needed; varied_fraction
     of the crops are played faster or slower, louder or softer, or two at once, so that the codec meets more sounds
-    than the world has. tune_channels: latent channels that start as `start_from_pitches` says, 0 for none. silent_fraction of the crops may be silent, others are drawn again a few times. `mix`: what the
-    clips show, rich in sounds. Validation: that many held-out clips of each class of sound.
+    than the world has. silent_fraction of the crops may be silent, others are drawn again a few times. tune_channels:
+    latent channels that start as `start_from_pitches` says, 0 for none. `mix`: what the clips show, rich in sounds.
+    Validation: that many held-out clips of each class of sound.
     """
 
     preset: str = "pocket"

@@ -1,7 +1,7 @@
 """Tones of a waveform decoder: sines whose levels the latents say, and whose phases nobody has to code.
 
-B batch, C latent channels, T latents, K sines of fixed pitch, H harmonics of a voice, G steps (a few a latent), L samples
-of a step (T * hop = G * L).
+B batch, C latent channels, T latents, K sines of fixed pitch, H harmonics of a voice, G steps (a few a latent), L
+samples of a step (T * hop = G * L).
 
 A codec of 50 latents a second has no room for the phases of tones, and a decoder of convolutions cannot keep a phase
 over a second; it would play music as noise of the right colour. So the sound is, besides what the convolutions make,
@@ -84,7 +84,6 @@ class Tones(nn.Module):
         self.basis: Tensor
         self.register_buffer("basis", self._basis(), persistent=False)
 
-
     def _basis(self) -> Tensor:
         """Cosine and sine of every pitch within a step, plain and rising from 0 to 1, (4K, L)."""
         samples = torch.arange(self.step_samples, dtype=torch.float64)
@@ -95,8 +94,8 @@ class Tones(nn.Module):
 
     @torch.no_grad()
     def start_from(self, basis_KC: Tensor, mean_K: Tensor) -> None:
-        """Let the linear path be that of latents whose loudness per pitch (see PitchInput) is basis_KC @ latent + mean_K,
-        the latents being the first C channels. A harmonic starts softer than the sine that is nearest to it."""
+        """Let the linear path be that of latents whose loudness per pitch (see PitchInput) is basis_KC @ latent +
+        mean_K, the latents being the first C channels. A harmonic starts softer than the sine that is nearest to it."""
         harmonics_hz = self.bank.pitch_hz * torch.arange(1, self.bank.num_harmonics + 1, dtype=torch.float64)
         nearest = (harmonics_hz[:, None].log2() - semitones_hz(self.bank).log2()).abs().argmin(dim=1)
         rows = torch.cat([torch.arange(self.bank.num_sines), nearest])
@@ -138,7 +137,7 @@ class Tones(nn.Module):
         return (2.0 * math.pi * turns_KG).float().to(device)
 
     def _voice(self, level_BHG: Tensor, pitch_BG: Tensor, state: WaveState | None) -> Tensor:
-        """Harmonics of the pitch (relative to the usual one, less 1); both have one step before the first. (B, G - 1, L)"""
+        """Harmonics of the pitch (relative to the usual one, less 1), (B, G - 1, L); both start one step early."""
         pitch_hz = self.bank.pitch_hz * (1.0 + pitch_BG.double())
         seconds = torch.arange(self.step_samples, device=pitch_BG.device).double() / self.sample_rate_hz
         step_s = self.step_samples / self.sample_rate_hz
