@@ -42,7 +42,7 @@ def test_sounds_of_every_kind_are_told_apart(model: SoundModel) -> None:
 
 def test_another_sound_than_the_one_asked_for_is_wrong(model: SoundModel) -> None:
     cases = cases_of("sounds", len(SOUND_KINDS), 5, FMT)
-    by_kind = dict(zip(SOUND_KINDS, cases, strict=True))
+    by_kind: dict[str, Case] = dict(zip(SOUND_KINDS, cases, strict=True))
     for asked, made in (("wind", "rain"), ("soft music", "quiet"), ("thuds", "silence"), ("speech", "wind")):
         assert _score([by_kind[asked]], [by_kind[made]], model)["sound"] == 0.0
 

@@ -13,10 +13,6 @@ from vitascope.evaluation.subjects import SubjectTrack
 
 ARM_S = 0.012
 """Length of the two windows, before and after, whose levels are compared."""
-THUD_ABOVE = 0.09
-"""Least rise of the level (mean of |x|, full scale 1) at a thud."""
-THUD_SHARE = 0.35
-"""... and least share of the largest rise in the clip."""
 THUD_BAND_HZ = (40.0, 1500.0)
 APART_S = 0.1
 """Two thuds are no closer than this."""
@@ -24,12 +20,26 @@ MATCH_S = 0.25
 """An impact and a thud farther apart than this have nothing to do with each other."""
 
 
-def thud_times(samples: Floats, sample_rate_hz: int) -> list[float]:
+@dataclass(frozen=True)
+class Threshold:
+    """What counts as a thud: the least rise of the level (mean of |x|, full scale 1), and the least share of the
+    largest rise in the clip."""
+
+    rise: float
+    share: float
+
+
+SURE = Threshold(0.10, 0.35)
+"""Above gusts of wind and the onsets of syllables: for sounds of any kind."""
+FAINT = Threshold(0.045, 0.22)
+"""For clips with nothing but thuds in them, the first of which a codec may weaken."""
+
+
+def thud_times(samples: Floats, sample_rate_hz: int, threshold: Threshold = SURE) -> list[float]:
     """Times in seconds of the thuds in samples (N,).
 
     The level (mean of |x| in the band 40 to 1500 Hz) over 12 ms after an instant less that over 12 ms before it peaks
-    at the onset of anything that starts at once and dies away slowly; peaks above 0.09, and above 0.35 of the largest,
-    count.
+    at the onset of anything that starts at once and dies away slowly; peaks above the threshold count.
     """
     arm = max(2, round(ARM_S * sample_rate_hz))
     if len(samples) < 4 * arm:
@@ -45,7 +55,7 @@ def thud_times(samples: Floats, sample_rate_hz: int) -> list[float]:
     before = (total[arm:-arm] - total[: -2 * arm]) / np.clip(np.arange(len(after)), arm // 2, arm)
     rise = after - before
     rise[: arm // 2] = 0.0
-    least = max(THUD_ABOVE, THUD_SHARE * float(rise.max()))
+    least = max(threshold.rise, threshold.share * float(rise.max()))
     return _peaks(rise, least, round(APART_S * sample_rate_hz), sample_rate_hz)
 
 

@@ -17,7 +17,7 @@ from vitascope.core.shapes import ClipFormat
 from vitascope.evaluation.fidelity import log_spectral_distance_db, psnr_db, snr_per_band_db, ssim
 from vitascope.evaluation.footage import Footage
 from vitascope.evaluation.judging import NOTHING, Detectors, Seen, look, look_at_camera
-from vitascope.evaluation.onsets import Pairing, pair_impacts, thud_times, visual_impacts
+from vitascope.evaluation.onsets import FAINT, Pairing, pair_impacts, thud_times, visual_impacts
 from vitascope.evaluation.producing import middle_frame, true_clip
 from vitascope.evaluation.prompts import DIVERSITY_SEEDS, Case
 from vitascope.evaluation.statistics import OffsetSummary, Share
@@ -207,7 +207,7 @@ def score_bounces(cases: Sequence[Case], clips: Sequence[Footage], detectors: De
 
 def _pairing(clip: Footage, seen: Seen) -> Pairing:
     impacts = visual_impacts(seen.subjects[0].track, clip.fps)
-    thuds = thud_times(clip.samples, clip.sample_rate_hz)
+    thuds = thud_times(clip.samples, clip.sample_rate_hz, FAINT)
     return pair_impacts(impacts.times_s, thuds, (impacts.first_s, impacts.last_s))
 
 

@@ -2,7 +2,7 @@
 
 A clip's sound is boiled down to levels in four bands (quiet, middle and loud moments), how tonal it is and how much its
 level moves. The densities of these figures (Gaussian, one covariance) are measured on the world's own sounds, at varied
-loudness and with some hiss and dulling; the likeliest of the eight mixtures is what is heard.
+loudness, smeared, dulled and with some hiss; the likeliest of the eight mixtures is what is heard.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ AMBIENCE_HEARD = ("none", "wind", "rain", "soft music")
 THUD_LASTS_S = 0.32
 _WINDOW_S, _HOP_S = 0.064, 0.016
 _PER_MIXTURE = 32
+_SMEAR_S, _MOST_SMEAR = 0.02, 0.9
 UNKNOWN = "unknown"
 FARTHEST = 160.0
 """Squared distance (Mahalanobis) from the nearest mixture beyond which a sound is none of them."""
@@ -132,15 +133,32 @@ def _precision(spreads: list[np.ndarray]) -> Floats:
 
 
 def _example(seed: int, ambience: str, speech: bool, index: int, fmt: ClipFormat) -> Floats:
-    """Figures of one sound of the world, made louder or quieter, dulled, and with hiss."""
+    """Figures of one sound of the world, made louder or quieter, smeared, dulled, and with hiss."""
     name = derive_seed(seed, "sound", ambience, str(speech), index)
     mix = SceneMix(two_subjects=0.0, face=float(speech), bounces=0.4, wind=0, rain=0, soft_music=0, silence=0)
     scene = replace(draw_scene(name, mix=mix), ambience=None if ambience == "none" else ambience)
-    rng = random.Random(name)
+    rng, draw = random.Random(name), np.random.default_rng(name % 2**32)
     samples = synthesise(scene, fmt).numpy() * 10 ** (rng.uniform(-4, 4) / 20)
-    noise = np.random.default_rng(name % 2**32).normal(size=len(samples)) * 10 ** (rng.uniform(-80, -52) / 20)
+    smear = rng.uniform(0, _MOST_SMEAR)
+    samples = (1 - smear) * samples + smear * _smeared(samples, draw, fmt.sample_rate_hz)
+    samples = samples + draw.normal(size=len(samples)) * 10 ** (rng.uniform(-80, -52) / 20)
     dull = rng.choice((0.0, 0.2, 0.4))
-    samples = samples + noise
-    dulled = (1 - dull) * samples + dull * np.concatenate([samples[:1], samples[:-1]])
-    sound = dulled.astype(np.float32)
+    samples = (1 - dull) * samples + dull * np.concatenate([samples[:1], samples[:-1]])
+    sound = samples.astype(np.float32)
     return sound_features(sound, fmt.sample_rate_hz, thud_times(sound, fmt.sample_rate_hz))
+
+
+def _smeared(samples: np.ndarray, draw: np.random.Generator, rate_hz: int) -> np.ndarray:
+    """The samples with new phases in their short-time spectrum: what a coder that keeps levels alone gives."""
+    size = round(_SMEAR_S * rate_hz) // 4 * 4
+    hop, window = size // 4, np.hanning(size + 1)[:-1]
+    padded = np.pad(samples, (size, 2 * size))
+    pieces = np.lib.stride_tricks.sliding_window_view(padded, size)[::hop] * window
+    spectrum = np.abs(np.fft.rfft(pieces)) * np.exp(2j * np.pi * draw.random((len(pieces), size // 2 + 1)))
+    again = np.fft.irfft(spectrum, size) * window
+    total = np.zeros(len(padded))
+    for quarter in range(4):
+        part = again[quarter::4].ravel()
+        total[quarter * hop : quarter * hop + len(part)] += part
+    # Four squared Hann windows a place add up to 1.5; their random phases add in power.
+    return total[size : size + len(samples)] / np.sqrt(1.5)

@@ -22,13 +22,14 @@ from vitascope.core.errors import InputError
 
 @dataclass(frozen=True)
 class AudioCodecWeights:
-    """Weights of the terms: log magnitudes, magnitudes, log mel bands, waveform, KL."""
+    """Weights of the terms: log magnitudes, magnitudes, log mel bands, waveform, KL, and `tones.tone_error`."""
 
     log_spectrum: float = 1.0
     spectrum: float = 1.0
     mel: float = 1.0
     waveform: float = 0.2
     kl: float = 2e-3
+    tones: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,10 @@ from vitascope.models.codecs.waveform.config import PRESETS
 from vitascope.models.codecs.waveform.model import WaveformCodec
 from vitascope.training.objectives.audio_codec import AudioCodecWeights, SpectralScales, SpectralScore
 from vitascope.training.objectives.kl import kl_divergence
+from vitascope.training.objectives.tones import TonalPeaks, tone_error
 from vitascope.training.recipe import Recipe
 from vitascope.training.stages.audio_codec_validation import spectrogram_pairs, validation_figures, validation_sounds
-from vitascope.weights.checkpoint import save_checkpoint
+from vitascope.weights.checkpoint import load_checkpoint, load_into, save_checkpoint
 from vitascope.world.casting import SceneMix, draw_scene
 from vitascope.world.sound import synthesise, synthesise_batch
 
@@ -49,6 +50,8 @@ class AudioCodecOptions:
     varied_fraction: float = 0.35
     silent_fraction: float = 0.06
     tune_channels: int = 16
+    start: str = ""
+    freeze_encoder: bool = False
     validation_clips: int = 6
     weights: AudioCodecWeights = field(default_factory=AudioCodecWeights)
     scales: SpectralScales = field(default_factory=SpectralScales)
@@ -77,9 +80,17 @@ class AudioCodecStage:
             torch.manual_seed(derive_seed(seed, "init"))
             self.codec = WaveformCodec(PRESETS[options.preset])
         self.format = ClipFormat(sample_rate_hz=self.codec.sample_rate_hz)
-        if options.tune_channels:
+        if options.start:
+            path = Path(options.start)
+            load_into(self.codec, load_checkpoint(path, family="waveform").tensors, name=path.name)
+        elif options.tune_channels:
             self.codec.start_from_pitches(self._start_sounds(), options.tune_channels)
+        self.codec.encoder.requires_grad_(not options.freeze_encoder)
         self.score = SpectralScore(options.scales).to(device)
+        bank = self.codec.config.tones
+        self.peaks = None
+        if options.weights.tones and bank is not None:
+            self.peaks = TonalPeaks(bank, self.codec.hop, self.codec.sample_rate_hz).to(device)
         self._pool: dict[int, Tensor] = {}
         self._autoencode = torch.compile(self.autoencode) if compile_loss else self.autoencode
         self._score = torch.compile(self.score) if compile_loss else self.score
@@ -134,9 +145,11 @@ class AudioCodecStage:
     def loss(self, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         samples = batch["samples"]
         noises = self._noises(samples, generator)
-        mean, log_variance, decoded = self._autoencode(samples, *noises)
+        mean, log_variance, decoded, log_levels = self._autoencode(samples, *noises)
         with torch.autocast(samples.device.type, enabled=False):
             terms = self._score(samples, *decoded.float().chunk(2))
+            if self.peaks is not None and log_levels is not None:
+                terms["tones"] = tone_error(log_levels, self.peaks(samples))
             terms["kl"] = kl_divergence(mean.float(), log_variance.float())
         weights = self.options.weights
         loss = torch.stack([getattr(weights, name) * term for name, term in terms.items()]).sum()
@@ -154,15 +167,21 @@ class AudioCodecStage:
         first, second = (torch.randn(shape, generator=generator, device=samples.device) for shape in shapes)
         return first, second
 
-    def autoencode(self, samples: Tensor, posterior_noise: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Moments (B, C, T) of the posterior, and both decodings (2B, S) of one draw from it."""
+    def autoencode(
+        self, samples: Tensor, posterior_noise: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Moments (B, C, T) of the posterior, both decodings (2B, S) of one draw from it, and the logarithms of the
+        levels of its sines (B, K, G) if it has any."""
         mean, log_variance = self.codec.posterior(samples[:, None])
         latents = mean.float() + posterior_noise * torch.exp(0.5 * log_variance.float())
         features = self.codec.decoder.trunk(latents)
         decoded = self.codec.decoder.finish(torch.cat([features, features]), noise)
-        if self.codec.decoder.tones is not None:
-            decoded = decoded + self.codec.decoder.tones(latents).repeat(2, 1, 1)
-        return mean, log_variance, decoded[:, 0]
+        tones = self.codec.decoder.tones
+        if tones is None:
+            return mean, log_variance, decoded[:, 0], None
+        controls = tones.decode_controls(latents)
+        decoded = decoded + tones.sound(controls).repeat(2, 1, 1)
+        return mean, log_variance, decoded[:, 0], controls[:, : tones.bank.num_sines]
 
     def validate(self, model: nn.Module, folder: Path, step: int) -> dict[str, float]:
         assert isinstance(model, WaveformCodec)
@@ -181,7 +200,10 @@ class AudioCodecStage:
         return [path]
 
     def _measure_latents(self, model: WaveformCodec, num_clips: int = 192) -> None:
-        """Set the mean and standard deviation of every latent channel over clips of the world's usual mix."""
+        """Set the mean and standard deviation of every latent channel over clips of the world's usual mix; what a
+        frozen encoder came with stays."""
+        if self.options.freeze_encoder:
+            return
         device = next(model.parameters()).device
         model.latent_mean.zero_()
         model.latent_std.fill_(1.0)

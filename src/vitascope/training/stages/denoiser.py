@@ -85,7 +85,7 @@ class ConditionOptions:
     empty_share: float = 0.1
     camera_share: float = 0.3
     causal: float = 0.2
-    window: float = 0.1
+    window: float = 0.0
     window_frames: int = 3
     anchor_every: int = 4
 
@@ -161,6 +161,9 @@ class DenoiserStage:
         codecs = self.files.load(torch.device("cpu"))
         weights = self.files.digests()
         self.net = self._build_model(codecs)
+        for strategy, share in options.condition.strategies().items():
+            if share > 0:
+                choice("the model's strategy", strategy.kind, self.net.denoiser.config.strategies)
         clip, pool, patch = options.clip, options.pool, self.net.denoiser.config.audio_patch
         self.spec = PoolSpec(weights, pool.mix, clip, patch, pool.seed, "train", pool.num_clips, pool.shard_clips)
         starts = {name: getattr(options, name) for name in ("text_encoder", "denoiser") if getattr(options, name)}

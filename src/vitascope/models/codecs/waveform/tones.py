@@ -106,20 +106,26 @@ class Tones(nn.Module):
 
     def forward(self, latents: Tensor, state: WaveState | None = None) -> Tensor:
         """The tones of latents that go on where `state` stands; moves the state's turns, not its position."""
+        return self.sound(self.decode_controls(latents, state), state).to(latents.dtype)
+
+    def decode_controls(self, latents: Tensor, state: WaveState | None = None) -> Tensor:
+        """Logarithms of the levels of sines and harmonics, and the bend of the pitch, (B, K + H + 1, G)."""
         tails = state.tails if state is not None else None
         raw = self.controls(self.unit(self.conv_in(latents, tails), tails))
-        direct = self.linear(latents)
-        with torch.autocast(latents.device.type, enabled=False):
-            controls = depth_to_time(raw.float(), self.bank.steps)
-            direct = nn.functional.pad(direct.float(), (0, 0, 0, 1))
-            controls = controls + direct.repeat_interleave(self.bank.steps, dim=-1)
+        direct = nn.functional.pad(self.linear(latents).float(), (0, 0, 0, 1))
+        return depth_to_time(raw.float(), self.bank.steps) + direct.repeat_interleave(self.bank.steps, dim=-1)
+
+    def sound(self, controls: Tensor, state: WaveState | None = None) -> Tensor:
+        """Controls to samples (B, 1, T * hop)."""
+        tails = state.tails if state is not None else None
+        with torch.autocast(controls.device.type, enabled=False):
             levels, bend = controls[:, :-1].clamp(-14.0, 1.0).exp(), torch.tanh(controls[:, -1:])
             pitch = torch.exp2(self.bank.pitch_range_octaves * bend) - 1.0
             # Zeros stand before the first step: silence, at the usual pitch.
             values = past_and_present(self, torch.cat([levels, pitch], dim=1), 1, tails)
             sines, voice, pitch = values.split([self.bank.num_sines, self.bank.num_harmonics, 1], dim=1)
             sound = self._sines(sines, state) + self._voice(voice, pitch[:, 0], state)
-        return sound.flatten(1)[:, None].to(latents.dtype)
+        return sound.flatten(1)[:, None]
 
     def _sines(self, level_BKG: Tensor, state: WaveState | None) -> Tensor:
         """Sines of fixed pitch whose levels (with one step before the first) are given, (B, G - 1, L)."""
