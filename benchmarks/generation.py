@@ -111,11 +111,12 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--model", default="pocket")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--no-compile", action="store_true", help="leave out the compiled calls (minutes on two cores)")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     rows = [whole_command(arguments.model, arguments.repeats)]
     rows += [stages(arguments.model, arguments.device, batch, arguments.repeats) for batch in arguments.batch]
-    for compiled in (False, True):
+    for compiled in (False,) if arguments.no_compile else (False, True):
         rows += [denoising(device, "pocket", 128, batch, compiled) for batch in arguments.batch]
         rows += [denoising(device, "small", 256, batch, compiled) for batch in (1, 4)]
     write_results("generation", device, rows)
