@@ -21,6 +21,7 @@ def test_round_trip_and_only_the_last_are_kept(tmp_path: Path) -> None:
 
 
 def _write_for_ever(folder: Path) -> None:
+    torch.set_num_threads(1)  # the threads of the parent's pool are not there after a fork: waiting for them hangs
     state = {"weights": torch.arange(300_000)}
     for step in range(1, 1_000_000):
         write_checkpoint(folder, step, state, keep=2)
