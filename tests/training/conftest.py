@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
@@ -46,3 +49,24 @@ def pool_spec(codec_files: CodecFiles) -> PoolSpec:
     """Six clips of 32 x 32 px and 9 frames in shards of 3."""
     fmt = ClipFormat(width_px=32, height_px=32, num_frames=9)
     return PoolSpec(codec_files.digests(), SceneMix(), fmt, num_clips=6, shard_clips=3)
+
+
+def _assert_same(a: Any, b: Any, where: str = "state") -> None:
+    if isinstance(a, torch.Tensor):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True, msg=where)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            _assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for place, (one, other) in enumerate(zip(a, b, strict=True)):
+            _assert_same(one, other, f"{where}[{place}]")
+    else:
+        assert a == b, where
+
+
+@pytest.fixture
+def assert_same() -> Callable[[Any, Any], None]:
+    """Fails, naming the place, unless two nests of dicts, lists and tensors are equal to the bit."""
+    return _assert_same

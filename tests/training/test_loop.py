@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from vitascope.training.ema import Ema
 from vitascope.training.loop import Progress, RunOptions, RunResult, Trainer, run
 from vitascope.training.recipe import Recipe, recipe_from_table
 from vitascope.training.stage import Batch
+
+AssertSame = Callable[[Any, Any], None]
 
 CPU = torch.device("cpu")
 
@@ -89,23 +92,10 @@ def final_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def assert_same(a: Any, b: Any, where: str = "state") -> None:
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_same(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), where
-        for i, (one, other) in enumerate(zip(a, b, strict=True)):
-            assert_same(one, other, f"{where}[{i}]")
-    else:
-        assert a == b, where
-
-
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, optimizer: str) -> None:
+def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(
+    tmp_path: Path, optimizer: str, assert_same: AssertSame
+) -> None:
     recipe = toy_recipe(optimizer={"name": optimizer}, accumulation=2)
     whole, _ = train(recipe, tmp_path / "whole")
     first, stopped = train(recipe, tmp_path / "parts", stop_at=7)
@@ -120,7 +110,7 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, op
     assert steps[-1] == 12
 
 
-def test_resuming_after_a_crash_takes_the_lost_steps_again(tmp_path: Path) -> None:
+def test_resuming_after_a_crash_takes_the_lost_steps_again(tmp_path: Path, assert_same: AssertSame) -> None:
     recipe = toy_recipe()
     whole, _ = train(recipe, tmp_path / "whole")
 
@@ -142,7 +132,7 @@ def test_resuming_after_a_crash_takes_the_lost_steps_again(tmp_path: Path) -> No
     assert set(kinds[1]) == set(kinds[0])
 
 
-def test_loader_processes_give_the_same_run(tmp_path: Path) -> None:
+def test_loader_processes_give_the_same_run(tmp_path: Path, assert_same: AssertSame) -> None:
     train(toy_recipe(), tmp_path / "inline")
     train(toy_recipe(num_workers=2), tmp_path / "workers", stop_at=6)
     train(toy_recipe(num_workers=2), tmp_path / "workers", resume=True)

@@ -38,7 +38,7 @@ def test_trapezoid_plateau_and_constant() -> None:
     assert learning_rate_factor(10_000, 10, ScheduleRecipe("constant")) == 1.0
 
 
-def model() -> nn.Module:
+def model() -> nn.ModuleDict:
     return nn.ModuleDict(
         {"embed": nn.Embedding(5, 4), "hidden": nn.Linear(4, 4), "conv": nn.Conv1d(4, 4, 3), "head": nn.Linear(4, 2)}
     )
@@ -48,9 +48,9 @@ def test_muon_takes_the_hidden_matrices_alone() -> None:
     net = model()
     optimizers = build_optimizers(net, OptimizerRecipe("muon"), CPU)
     hidden, kernel = optimizers.parts["muon"].param_groups[0]["params"]
-    assert hidden is net["hidden"].weight  # type: ignore[index]
+    assert hidden is net.get_parameter("hidden.weight")
     # a kernel goes as the matrix of its output channels by the rest, in the same memory
-    weight = net["conv"].weight  # type: ignore[index]
+    weight = net.get_parameter("conv.weight")
     assert kernel.shape == (4, 12)
     assert kernel.data_ptr() == weight.data_ptr()
     (plain,) = optimizers.parts["adamw"].param_groups
@@ -75,7 +75,7 @@ def test_a_kernel_moves_through_its_matrix_and_keeps_no_gradient_there() -> None
 
 def test_factor_scales_each_peak_and_frozen_parameters_are_left_out() -> None:
     net = model()
-    net["embed"].requires_grad_(False)  # type: ignore[index]
+    net["embed"].requires_grad_(False)
     optimizers = build_optimizers(net, OptimizerRecipe("muon", learning_rate=0.1, muon_learning_rate=0.4), CPU)
     optimizers.set_factor(0.5)
     optimizers.set_factor(0.25)

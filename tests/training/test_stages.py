@@ -26,6 +26,8 @@ from vitascope.training.stage import STAGES, NeedsPreparation, stage_kind
 from vitascope.training.stages.audio_codec import AudioCodecStage
 from vitascope.training.stages.video_codec import VideoCodecStage
 
+AssertSame = Callable[[Any, Any], None]
+
 CPU = torch.device("cpu")
 TEXT = {"width": 16, "depth": 1, "num_heads": 2, "byte_width": 8}
 Table = dict[str, Any]
@@ -93,21 +95,6 @@ def take(trainer: Trainer, num_steps: int) -> list[float]:
     return losses
 
 
-def assert_same(a: Any, b: Any, where: str = "state") -> None:
-    if isinstance(a, torch.Tensor):
-        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True, msg=where)
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_same(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), where
-        for place, (one, other) in enumerate(zip(a, b, strict=True)):
-            assert_same(one, other, f"{where}[{place}]")
-    else:
-        assert a == b, where
-
-
 # Losses of the first four steps with the recipes of this file. A change here is a change of what training does.
 GOLDEN = {
     "video_codec": [0.625294, 0.676871, 0.516875, 0.347308],
@@ -119,7 +106,7 @@ GOLDEN = {
 
 @pytest.mark.parametrize("name", STAGES)
 def test_resumed_equals_uninterrupted_and_the_losses_of_record(
-    name: str, options: Callable[[str], Table], tmp_path: Path
+    name: str, options: Callable[[str], Table], tmp_path: Path, assert_same: AssertSame
 ) -> None:
     recipe = make_recipe(name, options(name))
     whole = make_trainer(recipe)
@@ -188,7 +175,9 @@ def test_exported_codecs_have_latents_of_unit_scale(options: Callable[[str], Tab
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_batches_are_a_pure_function_of_the_index(name: str, options: Callable[[str], Table]) -> None:
+def test_batches_are_a_pure_function_of_the_index(
+    name: str, options: Callable[[str], Table], assert_same: AssertSame
+) -> None:
     recipe = make_recipe(name, options(name))
     one, other = make_trainer(recipe).stage, make_trainer(recipe).stage
     forward = [one.batch(index) for index in range(3)]
@@ -238,7 +227,9 @@ def test_a_still_is_put_in_the_place_of_its_frame(options: Callable[[str], Table
     assert not batch["video_marked"][rows, data["still_frame"]].any()
 
 
-def test_a_denoiser_starts_from_the_files_it_is_given(options: Callable[[str], Table], tmp_path: Path) -> None:
+def test_a_denoiser_starts_from_the_files_it_is_given(
+    options: Callable[[str], Table], tmp_path: Path, assert_same: AssertSame
+) -> None:
     text = make_trainer(make_recipe("text_encoder", options("text_encoder")))
     take(text, 1)
     (path,) = text.export(tmp_path)

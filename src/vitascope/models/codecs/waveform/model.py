@@ -57,8 +57,8 @@ class WaveEncoder(nn.Module):
             self.pitch = PitchInput(config.tones, config.hop, config.sample_rate_hz)
             self.pitch_in = nn.Conv1d(config.tones.num_sines, last.channels, 1)
             self.linear = nn.Conv1d(config.tones.num_sines, config.latent_channels, 1)
-            nn.init.zeros_(self.linear.weight)
-            nn.init.zeros_(self.linear.bias)  # type: ignore[arg-type]
+            for parameter in self.linear.parameters():
+                nn.init.zeros_(parameter)
         self.attention = _attention(last.channels, config.attention)
         self.norm_out = StepNorm(last.channels)
         self.activation_out = Snake(last.channels)

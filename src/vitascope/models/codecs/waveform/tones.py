@@ -79,8 +79,8 @@ class Tones(nn.Module):
             self.controls.bias.fill_(_QUIET).view(outputs, bank.steps)[-1] = 0.0
         # The linear path: every level from each latent itself; zero until `start_from` is called.
         self.linear = nn.Conv1d(latent_channels, bank.num_sines + bank.num_harmonics, 1)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)  # type: ignore[arg-type]
+        for parameter in self.linear.parameters():
+            nn.init.zeros_(parameter)
         self.basis: Tensor
         self.register_buffer("basis", self._basis(), persistent=False)
 
