@@ -265,3 +265,19 @@ def test_ema_follows_its_recurrence_and_copies_buffers() -> None:
     assert averaged.running_mean.tolist() == [11.0, 11.0]
     assert not averaged.training
     assert model.training
+
+
+def test_a_wish_to_stop_is_heard_while_a_stage_prepares(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    class SlowStage(ToyStage):
+        def prepare(self, say: Callable[[str], None]) -> None:
+            for text in ("one", "two", "three"):
+                said.append(text)
+                say(text)
+
+    recipe = toy_recipe()
+    options = RunOptions(tmp_path / "run", should_stop=lambda: len(said) > 1)
+    assert run(SlowStage(recipe), recipe, options) == RunResult(0, "interrupted", ())
+    assert said == ["one", "two"]
+    assert not (tmp_path / "run").exists()

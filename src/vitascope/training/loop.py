@@ -74,8 +74,8 @@ def run(stage: Stage, recipe: Recipe, options: RunOptions) -> RunResult:
     """
     trainer = Trainer(stage, recipe, options.device)
     state = _state_to_resume(trainer, options)
-    if isinstance(stage, NeedsPreparation):
-        stage.prepare(lambda text: options.report(Progress(trainer.step, recipe.loop.num_steps, event=text)))
+    if isinstance(stage, NeedsPreparation) and not _prepare(stage, trainer, options):
+        return RunResult(trainer.step if state is None else state["counts"][0], "interrupted", ())
     if state is not None:
         trainer.load_state_dict(state)
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -84,6 +84,25 @@ def run(stage: Stage, recipe: Recipe, options: RunOptions) -> RunResult:
         return _run(trainer, options, log)
     finally:
         log.close()
+
+
+class _Interrupted(Exception):
+    """Asked to stop while a stage prepares."""
+
+
+def _prepare(stage: NeedsPreparation, trainer: Trainer, options: RunOptions) -> bool:
+    """Let the stage prepare, with progress; False when asked to stop meanwhile."""
+
+    def say(text: str) -> None:
+        options.report(Progress(trainer.step, trainer.recipe.loop.num_steps, event=text))
+        if options.should_stop():
+            raise _Interrupted
+
+    try:
+        stage.prepare(say)
+    except _Interrupted:
+        return False
+    return True
 
 
 def _state_to_resume(trainer: Trainer, options: RunOptions) -> dict[str, Any] | None:

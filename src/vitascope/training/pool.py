@@ -18,7 +18,7 @@ import ast
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from multiprocessing import get_context
@@ -231,22 +231,24 @@ def _build_here(folder: Path, spec: PoolSpec, builder: Builder, indices: Sequenc
 
 
 def _build_apart(folder: Path, spec: PoolSpec, builder: Builder, indices: Sequence[int]) -> Iterator[int]:
-    """Build these shards in several processes, each taking every n-th one; yields how many are left, now and then."""
-    workers = min(builder.num_workers, len(indices))
-    with ProcessPoolExecutor(workers, get_context("spawn")) as executor:
-        running = {executor.submit(_build_share, folder, spec, builder, indices[w::workers]) for w in range(workers)}
-        left = list(indices)
+    """Build these shards in several processes; yields how many are left, now and then. Closed early, it waits for the
+    shards under way and begins no other."""
+    executor = ProcessPoolExecutor(min(builder.num_workers, len(indices)), get_context("spawn"))
+    try:
+        running = {executor.submit(_build_one, folder, spec, builder, index) for index in indices}
         while running:
-            done, running = wait(running, timeout=2.0)
+            done, running = wait(running, timeout=2.0, return_when=FIRST_COMPLETED)
             for future in done:
                 future.result()
-            left = [index for index in left if not is_whole(folder, spec, index)]
-            yield len(left)
+            yield len(running)
+    finally:
+        executor.shutdown(cancel_futures=True)
 
 
-def _build_share(folder: Path, spec: PoolSpec, builder: Builder, indices: Sequence[int]) -> None:
+def _build_one(folder: Path, spec: PoolSpec, builder: Builder, index: int) -> None:
+    # Loading the codecs for each shard costs a hundredth of encoding it, and leaves nothing behind in the process.
     torch.set_num_threads(1)
-    for _ in _build_here(folder, spec, builder, indices):
+    for _ in _build_here(folder, spec, builder, [index]):
         pass
 
 

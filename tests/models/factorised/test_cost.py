@@ -31,6 +31,8 @@ VARIANTS = {
     "no exchange": replace(TINY, exchange_layers=()),
     "video only": replace(TINY, audio_channels=0),
     "audio only": replace(TINY, video_channels=0),
+    "local levels": replace(TINY, local_channels=(8, 12), local_blocks=(2, 1)),
+    "one local level": replace(TINY, patch=(1, 4, 2), local_channels=(8,)),
     "labels, no camera": replace(TINY, num_classes=7, camera=False),
 }
 

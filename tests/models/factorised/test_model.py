@@ -43,6 +43,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no camera": {"camera": False},
     "classes": {"num_classes": 3},
     "patches in time": {"patch": (2, 2, 1)},
+    "local": {"local_channels": (8, 12)},
     "all": {"attention": "multi_query", "positions": "rotary", "feed_forward": "geglu", "modulation": "shared"},
 }
 each_variant = pytest.mark.parametrize("name", VARIANTS)

@@ -27,6 +27,9 @@ class FactorisedConfig:
     and time). Audio and exchanges are always rotary in seconds, with periods from min_period_s to max_period_s.
     exchange_layers: layers where the tracks read each other; None: the later half.
     modulation: "own" (a projection per block) or "shared" (one for all blocks, and learned offsets).
+    local_channels: channels of the levels of convolutions around the layers (`local.LocalDown`), the first one at the
+    latents' own size and each next one at half of it; none by default. local_blocks: of each level, on the way down to
+    the tokens and on the way up.
     num_classes: above 0 the model holds an embedding of class labels (`FactorisedDenoiser.label_context`).
     Raises InputError (ShapeError for head widths) where values contradict each other.
     """
@@ -48,6 +51,8 @@ class FactorisedConfig:
     positions: Positions = "learned"
     modulation: ModulationKind = "own"
     exchange_layers: tuple[int, ...] | None = None
+    local_channels: tuple[int, ...] = ()
+    local_blocks: tuple[int, int] = (1, 2)
     min_period_s: float = 0.1
     max_period_s: float = 100.0
     num_classes: int = 0
@@ -71,10 +76,24 @@ class FactorisedConfig:
             choice(name, value, valid)
         if self.video_channels and self.positions == "rotary" and head_width(self.width, self.num_heads) % 4:
             raise InputError("rotary positions over rows and columns need heads whose width is a multiple of 4")
+        self._check_local()
         if self.exchange_layers is not None and not set(self.exchange_layers) <= set(range(self.depth)):
             raise InputError(f"exchange_layers must lie in 0..{self.depth - 1}, got {self.exchange_layers}")
         if self.exchange_layers and not (self.video_channels and self.audio_channels):
             raise InputError("exchange_layers need both tracks")
+
+    def _check_local(self) -> None:
+        """Raise InputError unless the local levels lead from latents to tokens."""
+        if not self.local_channels:
+            return
+        halvings = 2 ** (len(self.local_channels) - 1)
+        if min(*self.local_channels, *self.local_blocks) < 1 or not self.video_channels:
+            raise InputError("local_channels and local_blocks are positive numbers, for a video track")
+        if self.patch[0] != 1 or self.patch[1] % halvings or self.patch[2] % halvings:
+            raise InputError(
+                f"{len(self.local_channels)} local levels need a patch of 1 frame and a multiple of {halvings} rows "
+                f"and columns, got {self.patch}"
+            )
 
     @property
     def exchanges(self) -> frozenset[int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from vitascope.core.errors import ShapeError
 from vitascope.core.shapes import (
@@ -19,6 +20,7 @@ from vitascope.core.shapes import (
 )
 from vitascope.models.factorised.block import AUDIO_VECTORS, EXCHANGE_VECTORS, VIDEO_VECTORS
 from vitascope.models.factorised.config import FactorisedConfig
+from vitascope.models.factorised.local import LOCAL_VECTORS
 from vitascope.models.factorised.presets import PRESETS
 from vitascope.nn.embeddings import CAMERA_NUMBERS, CameraEmbedding, LevelEmbedding
 
@@ -170,6 +172,8 @@ def _parts(config: FactorisedConfig, sizes: _Sizes) -> Iterator[_Part]:
         yield from _ends(
             config, sizes, config.width, config.patch_values, (sizes.video_rows, levels), VIDEO_VECTORS + more
         )
+        if config.local_channels:
+            yield from _local(config, sizes)
     if config.audio_channels:
         values = config.audio_channels * config.audio_patch
         rows = (sizes.audio_rows, sizes.audio_rows)
@@ -197,6 +201,27 @@ def _ends(
         yield _Map(conditions, width, num_vectors * width)
     yield _Map(conditions, width, 2 * width)
     yield _Map(tokens, width, values)
+
+
+def _local(config: FactorisedConfig, sizes: _Sizes) -> Iterator[_Part]:
+    """Convolutions around the layers: those on the way down, then those on the way up."""
+    channels, (_, ph, pw), width = config.local_channels, config.patch, config.width
+    latents = sizes.video_rows * ph * pw
+    for way, blocks in enumerate(config.local_blocks):
+        entry, exit_ = (config.video_channels, channels[0]), (channels[0], config.video_channels)
+        yield _convolution(latents, *(exit_ if way else entry))
+        for level, count in enumerate(channels):
+            for _ in range(blocks):
+                yield _Map(sizes.clips * sizes.frames, width, LOCAL_VECTORS * count)
+                yield from [_convolution(latents // 4**level, count, count)] * 2
+        for level, (above, below) in enumerate(pairwise(channels), start=1):
+            yield _Map(latents // 4**level, *((below, 4 * above) if way else (4 * above, below)))
+        last = channels[-1] * ph * pw // 4 ** (len(channels) - 1)
+        yield _Map(sizes.video_rows, *((width, last) if way else (last, width)))
+
+
+def _convolution(places: int, inputs: int, outputs: int) -> _Map:
+    return _Map(places, 9 * inputs, outputs)
 
 
 def _video_block(config: FactorisedConfig, sizes: _Sizes, exchanges: bool) -> Iterator[_Part]:

@@ -19,6 +19,7 @@ from vitascope.core.shapes import nearest_multiples
 from vitascope.core.tracks import AUDIO, VIDEO, TextContext, Track, Tracks
 from vitascope.models.factorised.block import AUDIO_VECTORS, EXCHANGE_VECTORS, VIDEO_VECTORS, Layer, Surroundings
 from vitascope.models.factorised.config import FactorisedConfig
+from vitascope.models.factorised.local import LocalDown, LocalUp
 from vitascope.models.factorised.timing import Spans, build_masks
 from vitascope.nn.embeddings import CameraEmbedding, LabelEmbedding, LevelEmbedding, SpatialPositions, sinusoidal
 from vitascope.nn.modulation import ModulationProjection, OwnModulation, modulate
@@ -59,15 +60,24 @@ class FactorisedDenoiser(nn.Module):
         more = EXCHANGE_VECTORS if config.exchanges else 0
         self.text_norm = RMSNorm(config.text_width)
         self.labels = LabelEmbedding(config.num_classes, config.text_width) if config.num_classes else None
-        self.video = self.audio = self.camera = self.places = None
+        self.video = self.audio = self.camera = self.places = self.down = self.up = None
         if config.video_channels:
             self.video = TrackEnds(config, config.width, config.patch_values, VIDEO_VECTORS + more)
             self.places = SpatialPositions(*config.base_grid, config.width)
             self.camera = CameraEmbedding(config.width) if config.camera else None
+            if config.local_channels:
+                (down, up), ends = config.local_blocks, (config.patch[1:], config.width)
+                self.down = LocalDown(config.video_channels, config.local_channels, down, *ends)
+                self.up = LocalUp(config.video_channels, config.local_channels, up, *ends)
         if config.audio_channels:
             values = config.audio_channels * config.audio_patch
             self.audio = TrackEnds(config, config.audio_width, values, AUDIO_VECTORS + more)
         self.layers = nn.ModuleList(Layer(config, index in config.exchanges) for index in range(config.depth))
+
+    @property
+    def regions(self) -> list[nn.Module]:
+        """The parts that are worth compiling, each on its own; equal ones share a graph."""
+        return [*self.layers, *(part for part in (self.down, self.up) if part is not None)]
 
     @property
     def capabilities(self) -> Capabilities:
@@ -100,12 +110,17 @@ class FactorisedDenoiser(nn.Module):
         audio_spans = None if audio is None else Spans.of(audio.times_s, self.config.audio_patch)
         mask = text.mask.unsqueeze(-1)
         pooled_BX = (text.embeddings * mask).sum(1) / mask.sum(1).clamp_min(1)
-        x = y = video_condition = audio_condition = None
+        x = y = video_condition = audio_condition = near_BTHWD = None
         cells = 1
+        near: list[Tensor] = []
         if video is not None and video_spans is not None:
             x = self._embed_video(video.values, video_spans)
             video_condition = self._video_condition(video, pooled_BX, camera)
             cells = x.shape[2]
+            if self.down is not None:
+                near_BTHWD = self._on_grid(video_condition, video.values)
+                more, near = self.down(video.values, near_BTHWD)
+                x = x + more
         if audio is not None and audio_spans is not None:
             y = self._embed_audio(audio.values, audio_spans)
             audio_condition = self._audio_condition(audio, pooled_BX)
@@ -125,6 +140,8 @@ class FactorisedDenoiser(nn.Module):
         out: dict[str, Tensor] = {}
         if video is not None and x is not None and self.video is not None and video_condition is not None:
             out[VIDEO] = self._unpatch(self.video.finish(x, video_condition), video.values)
+            if self.up is not None:
+                out[VIDEO] = out[VIDEO] + self.up(x, near, near_BTHWD).to(out[VIDEO].dtype)
         if audio is not None and y is not None and self.audio is not None and audio_condition is not None:
             values = self.audio.finish(y, audio_condition).unflatten(-1, (self.config.audio_channels, -1))
             out[AUDIO] = values.transpose(1, 2).flatten(2).to(audio.values.dtype)
@@ -174,6 +191,12 @@ class FactorisedDenoiser(nn.Module):
                 motion_BTD = motion_BTD.unflatten(1, (-1, pt)).mean(2)
             condition = condition + motion_BTD[:, :, None]
         return condition
+
+    def _on_grid(self, condition_BTND: Tensor, values: Tensor) -> Tensor:
+        """(B, 1|T, 1|N, D) to (B, 1|T, 1|h, 1|w, D), h x w tokens."""
+        one = condition_BTND.shape[2] == 1
+        grid = (1, 1) if one else tuple(values.shape[axis + 3] // self.config.patch[axis + 1] for axis in (0, 1))
+        return condition_BTND.unflatten(2, grid)
 
     def _audio_condition(self, track: Track, pooled_BX: Tensor) -> Tensor:
         """(B, 1|A, C)."""

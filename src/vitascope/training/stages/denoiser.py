@@ -177,8 +177,8 @@ class DenoiserStage:
         self.order = EpochOrder(pool.num_clips, derive_seed(seed, "order"))
         self.pool: LatentPool | None = None
         if compile_loss:
-            # Layer by layer: equal layers share one graph, which compiles several times faster than the whole.
-            for part in (self.net.text, *self.net.denoiser.layers):
+            # Part by part: equal layers share one graph, which compiles several times faster than the whole.
+            for part in (self.net.text, *self.net.denoiser.regions):
                 part.compile(dynamic=False)
         self._validator = Validator(options.validation, self.spec, self.files, self.cells, device)
 
