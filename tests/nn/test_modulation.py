@@ -42,22 +42,25 @@ def test_vectors_are_read_in_order_and_offsets_are_added() -> None:
     assert second.tolist() == [[6.0, 8.0, 10.0]] * 2
 
 
-@pytest.mark.parametrize("kind", ["gelu", "geglu"])
-def test_feed_forward_kinds(kind: str) -> None:
-    layer = FeedForward(6, 10, kind)  # type: ignore[arg-type]
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", ["gelu", "geglu", "swiglu"])
+def test_feed_forward_kinds(kind: str, bias: bool) -> None:
+    layer = FeedForward(6, 10, kind, bias=bias)  # type: ignore[arg-type]
+    assert (layer.rise.bias is None) == (layer.fall.bias is None) == (not bias)
     x = torch.randn(2, 3, 6)
     hidden = layer.rise(x)
-    assert hidden.shape[-1] == (20 if kind == "geglu" else 10)
-    if kind == "geglu":
-        hidden = hidden[..., :10] * F.gelu(hidden[..., 10:], approximate="tanh")
-    else:
+    assert hidden.shape[-1] == (10 if kind == "gelu" else 20)
+    if kind == "gelu":
         hidden = F.gelu(hidden, approximate="tanh")
+    else:
+        gate = hidden[..., 10:]
+        hidden = hidden[..., :10] * (F.gelu(gate, approximate="tanh") if kind == "geglu" else F.silu(gate))
     torch.testing.assert_close(layer(x), layer.fall(hidden))
 
 
 def test_an_unknown_feed_forward_is_refused() -> None:
-    with pytest.raises(InputError, match="valid values: gelu, geglu"):
-        FeedForward(6, 10, "swiglu")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="valid values: gelu, geglu, swiglu"):
+        FeedForward(6, 10, "reglu")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -34,13 +34,17 @@ CAUSAL = TemporalStrategy("causal")
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a denoiser can take; a task that needs more is refused with CapabilityError."""
+    """What a denoiser can take; a task that needs more is refused with CapabilityError.
+
+    condition_channels: of `Track.condition`, which such a model always reads.
+    """
 
     tracks: tuple[str, ...]
     prediction: Prediction
     noise: NoiseGranularity
     strategies: tuple[str, ...] = ("full",)
     camera: bool = False
+    condition_channels: int = 0
 
 
 class Denoiser(Protocol):
@@ -56,6 +60,13 @@ class Denoiser(Protocol):
         camera: Tensor | None = None,
         strategy: TemporalStrategy = FULL,
     ) -> dict[str, Tensor]: ...
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """A denoiser that can do its work on a text once for a clip: the result goes in place of the text."""
+
+    def prepare(self, text: TextContext) -> TextContext: ...
 
 
 class VideoCodec(Protocol):

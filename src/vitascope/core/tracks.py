@@ -20,11 +20,15 @@ AUDIO = "audio"
 
 @dataclass(frozen=True)
 class Track:
-    """Latent cells, the noise level of each, and the time in seconds of each latent frame, shape (T,)."""
+    """Latent cells, the noise level of each, and the time in seconds of each latent frame, shape (T,).
+
+    condition: clean channels beside the values that some models read, in the shape of the values but for their number.
+    """
 
     values: Tensor
     noise: Tensor
     times_s: Tensor
+    condition: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.values.ndim not in (3, 5):
@@ -45,7 +49,13 @@ Tracks = Mapping[str, Track]
 
 @dataclass(frozen=True)
 class TextContext:
-    """Text for cross-attention: embeddings (B, S, D) and a mask (B, S), True where a token is real."""
+    """Text for cross-attention: embeddings (B, S, D) and a mask (B, S), True where a token is real.
+
+    image: tokens (B, I, W) of a picture that some models read beside the text. prepared: what a model made of both once
+    for all its steps (`core.protocols.Prepares`), tensors of batch B in an order of its own.
+    """
 
     embeddings: Tensor
     mask: Tensor
+    image: Tensor | None = None
+    prepared: tuple[Tensor, ...] = ()

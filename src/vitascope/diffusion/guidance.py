@@ -160,30 +160,47 @@ def join_tracks(items: list[Tracks]) -> dict[str, Track]:
         shape = torch.broadcast_shapes(*(level.shape[1:] for level in noise))
         sizes = [item[name].values.shape[0] for item in items]
         levels = [level.expand(size, *shape) for level, size in zip(noise, sizes, strict=True)]
-        joined[name] = Track(values, torch.cat(levels), track.times_s)
+        conditions = [item[name].condition for item in items]
+        given = [condition for condition in conditions if condition is not None]
+        if given and len(given) != len(items):
+            raise InputError("clips with and without a condition cannot be joined")
+        joined[name] = Track(values, torch.cat(levels), track.times_s, torch.cat(given) if given else None)
     return joined
 
 
 def join_texts(texts: list[TextContext]) -> TextContext:
-    """Texts one after the other along the batch, padded with masked zeros to the longest."""
+    """Texts one after the other along the batch, padded with masked zeros to the longest.
+
+    Raises InputError where some of them have an image, or were prepared, and others not.
+    """
     if len(texts) == 1:
         return texts[0]
-    longest = max(text.mask.shape[1] for text in texts)
-    missing = [longest - text.mask.shape[1] for text in texts]
-    pairs = list(zip(texts, missing, strict=True))
+    if len({(text.image is None, len(text.prepared)) for text in texts}) > 1:
+        raise InputError("texts with and without an image, or prepared and not, cannot be joined")
+    images = [text.image for text in texts if text.image is not None]
     return TextContext(
-        torch.cat([functional.pad(text.embeddings, (0, 0, 0, pad)) for text, pad in pairs]),
-        torch.cat([functional.pad(text.mask, (0, pad), value=False) for text, pad in pairs]),
+        _stack([text.embeddings for text in texts]),
+        _stack([text.mask for text in texts]),
+        _stack(images) if images else None,
+        tuple(_stack(list(parts)) for parts in zip(*(text.prepared for text in texts), strict=True)),
     )
+
+
+def _stack(parts: list[Tensor]) -> Tensor:
+    """Tensors (B, S, ...) one after the other, padded with zeros (False) to the longest S."""
+    longest = max(part.shape[1] for part in parts)
+    return torch.cat([functional.pad(part, (0, 0) * (part.ndim - 2) + (0, longest - part.shape[1])) for part in parts])
 
 
 def _expand(text: TextContext, num_clips: int) -> TextContext:
     if text.mask.shape[0] not in (1, num_clips):
         raise InputError(f"{text.mask.shape[0]} texts do not fit {num_clips} clips: give one, or one for each")
-    return TextContext(
-        text.embeddings.expand(num_clips, -1, -1),
-        text.mask.expand(num_clips, -1),
-    )
+
+    def expand(part: Tensor) -> Tensor:
+        return part.expand(num_clips, *part.shape[1:])
+
+    image = None if text.image is None else expand(text.image)
+    return TextContext(expand(text.embeddings), expand(text.mask), image, tuple(map(expand, text.prepared)))
 
 
 def _isolate(tracks: Tracks, name: str, seed: int) -> Tracks:

@@ -1,13 +1,14 @@
 """Attention layers with QK-norm.
 
 A batch (clips, frames or places, whatever the tokens are grouped by), L queries, S keys, D width, H query heads,
-G key heads (H, or 1 for multi-query: Shazeer 2019), E = D / H. Queries and keys are RMS-normalised per head with a
-learned weight (Henry et al. 2020; Dehghani et al. 2023).
+G key heads (H, or 1 for multi-query: Shazeer 2019), E = D / H. Queries and keys are RMS-normalised with a learned
+weight (Henry et al. 2020; Dehghani et al. 2023), per head or over all heads at once.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -15,6 +16,9 @@ from vitascope.core.errors import ShapeError
 from vitascope.nn.norms import RMSNorm
 from vitascope.ops.attention import attend
 from vitascope.ops.rope import RotaryTable, rotate
+
+KeysValues = tuple[Tensor, Tensor]
+"""Keys and values, (A, S, H, E) each."""
 
 
 @dataclass(frozen=True)
@@ -43,47 +47,94 @@ def head_width(width: int, num_heads: int) -> int:
     return width // num_heads
 
 
+@dataclass(frozen=True)
+class AttentionKind:
+    """In what the attentions of families differ.
+
+    bias: of the projections to queries, keys and values. norm: over a "head" or over "all" heads at once.
+    pairs: what a rotation turns: the "halves" of a head, its "neighbours", or the neighbours of "all" heads at once.
+    """
+
+    bias: bool = False
+    norm: Literal["head", "all"] = "head"
+    eps: float = 1e-6
+    pairs: Literal["halves", "neighbours", "all"] = "halves"
+
+    def make_norm(self, each: int, num_heads: int) -> RMSNorm:
+        """The norm of queries or keys."""
+        return RMSNorm(each if self.norm == "head" else each * num_heads, self.eps)
+
+    def normalise(self, norm: RMSNorm, x_ALHE: Tensor) -> Tensor:
+        """Queries or keys through their norm."""
+        return norm(x_ALHE) if self.norm == "head" else norm(x_ALHE.flatten(-2)).view_as(x_ALHE)
+
+    def turn(self, x_ALHE: Tensor, table: RotaryTable) -> Tensor:
+        """Queries or keys turned by their positions."""
+        if self.pairs == "all":
+            return rotate(x_ALHE.flatten(-2).unsqueeze(-2), table, neighbours=True).view_as(x_ALHE)
+        return rotate(x_ALHE, table, neighbours=self.pairs == "neighbours")
+
+
+PLAIN = AttentionKind()
+
+
 class SelfAttention(nn.Module):
     """Attention of a sequence to itself, (A, L, D) -> (A, L, D); one product gives queries, keys and values."""
 
-    def __init__(self, width: int, num_heads: int, num_key_heads: int) -> None:
+    def __init__(self, width: int, num_heads: int, num_key_heads: int, kind: AttentionKind = PLAIN) -> None:
         super().__init__()
         each = head_width(width, num_heads)
+        self.kind = kind
         self.head_counts = (num_heads, num_key_heads, num_key_heads)
         self.each = each
-        self.qkv = nn.Linear(width, sum(self.head_counts) * each, bias=False)
-        self.norm_q, self.norm_k = RMSNorm(each), RMSNorm(each)
+        self.qkv = nn.Linear(width, sum(self.head_counts) * each, bias=kind.bias)
+        self.norm_q, self.norm_k = kind.make_norm(each, num_heads), kind.make_norm(each, num_key_heads)
         self.out = nn.Linear(width, width)
 
     def forward(self, x_ALD: Tensor, table: RotaryTable | None = None, mask: Tensor | None = None) -> Tensor:
         """`table` turns queries and keys; `mask` is boolean (L, S) and lets every query see itself."""
         heads = self.qkv(x_ALD).unflatten(-1, (-1, self.each))
         q_ALHE, k_ASGE, v_ASGE = heads.split(self.head_counts, -2)
-        q_ALHE, k_ASGE = self.norm_q(q_ALHE), self.norm_k(k_ASGE)
+        q_ALHE, k_ASGE = self.kind.normalise(self.norm_q, q_ALHE), self.kind.normalise(self.norm_k, k_ASGE)
         if table is not None:
-            q_ALHE, k_ASGE = rotate(q_ALHE, table), rotate(k_ASGE, table)
+            q_ALHE, k_ASGE = self.kind.turn(q_ALHE, table), self.kind.turn(k_ASGE, table)
         return self.out(attend(q_ALHE, k_ASGE, v_ASGE, mask).flatten(-2))
 
 
 class CrossAttention(nn.Module):
-    """Attention to a context of another width, (A, L, D) and (A, S, context) -> (A, L, D); starts at zero."""
+    """Attention to a context of another width, (A, L, D) and (A, S, context) -> (A, L, D); starts at zero.
 
-    def __init__(self, width: int, context_width: int, num_heads: int) -> None:
+    Keys and values depend on the context alone: `keys_values` once, then `read` at every step, does the same work once.
+    """
+
+    def __init__(self, width: int, context_width: int, num_heads: int, kind: AttentionKind = PLAIN) -> None:
         super().__init__()
+        self.kind = kind
         self.each = head_width(width, num_heads)
-        self.q = nn.Linear(width, width, bias=False)
-        self.kv = nn.Linear(context_width, 2 * width, bias=False)
-        self.norm_q, self.norm_k = RMSNorm(self.each), RMSNorm(self.each)
+        self.q = nn.Linear(width, width, bias=kind.bias)
+        self.kv = nn.Linear(context_width, 2 * width, bias=kind.bias)
+        self.norm_q, self.norm_k = kind.make_norm(self.each, num_heads), kind.make_norm(self.each, num_heads)
         self.out = nn.Linear(width, width)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x_ALD: Tensor, context_ASC: Tensor, mask_AS: Tensor | None = None) -> Tensor:
         """`mask_AS` is True where a token of the context is real."""
-        q_ALHE = self.norm_q(self.q(x_ALD).unflatten(-1, (-1, self.each)))
+        return self.read(x_ALD, self.keys_values(context_ASC), mask_AS)
+
+    def keys_values(self, context_ASC: Tensor) -> KeysValues:
+        """Keys and values of a context, (A, S, H, E) each."""
         k_ASHE, v_ASHE = self.kv(context_ASC).unflatten(-1, (-1, self.each)).chunk(2, -2)
+        return self.kind.normalise(self.norm_k, k_ASHE), v_ASHE
+
+    def queries(self, x_ALD: Tensor) -> Tensor:
+        """(A, L, H, E)."""
+        return self.kind.normalise(self.norm_q, self.q(x_ALD).unflatten(-1, (-1, self.each)))
+
+    def read(self, x_ALD: Tensor, keys_values: KeysValues, mask_AS: Tensor | None = None) -> Tensor:
+        """`forward` with keys and values that are there already."""
         mask = None if mask_AS is None else mask_AS[:, None, None, :]
-        return self.out(attend(q_ALHE, self.norm_k(k_ASHE), v_ASHE, mask).flatten(-2))
+        return self.out(attend(self.queries(x_ALD), *keys_values, mask).flatten(-2))
 
 
 @dataclass(frozen=True)

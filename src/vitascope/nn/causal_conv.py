@@ -32,6 +32,10 @@ class TailCache:
         self._tails[layer] = extended[:, extended.shape[1] - history :].clone()
         return extended
 
+    def is_fresh(self, layer: nn.Module) -> bool:
+        """Whether the layer has seen nothing of this stream yet."""
+        return layer not in self._tails
+
     def num_bytes(self) -> int:
         """Memory that the stream holds between chunks."""
         return sum(tail.numel() * tail.element_size() for tail in self._tails.values())

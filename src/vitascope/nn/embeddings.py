@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import log
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,6 +20,16 @@ def sinusoidal(values: Tensor, width: int, min_period: float, max_period: float)
     """Cosines and sines of `values` (...,) at width / 2 geometric periods, (..., width) in fp32."""
     frequencies = periods_to_frequencies(width // 2, min_period, max_period, values.device)
     angles = values.float().unsqueeze(-1) * frequencies
+    return torch.cat([angles.cos(), angles.sin()], -1)
+
+
+def timestep_features(timesteps: Tensor, width: int) -> Tensor:
+    """Cosines and sines of timesteps (...,) in 0..1000, (..., width) in fp32, at frequencies 10000^(-2i / width).
+
+    Source: Ho et al. 2020, after Vaswani et al. 2017; the convention of the public checkpoints.
+    """
+    exponents = torch.arange(width // 2, dtype=torch.float32, device=timesteps.device) / (width // 2)
+    angles = timesteps.float().unsqueeze(-1) * torch.exp(-log(10_000.0) * exponents)
     return torch.cat([angles.cos(), angles.sin()], -1)
 
 

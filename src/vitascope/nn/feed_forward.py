@@ -9,25 +9,26 @@ from torch import Tensor, nn
 
 from vitascope.core.errors import choice
 
-FeedForwardKind = Literal["gelu", "geglu"]
-KINDS: tuple[FeedForwardKind, ...] = ("gelu", "geglu")
+FeedForwardKind = Literal["gelu", "geglu", "swiglu"]
+KINDS: tuple[FeedForwardKind, ...] = ("gelu", "geglu", "swiglu")
 
 
 class FeedForward(nn.Module):
-    """(..., width) -> (..., width) through `hidden` units: GELU (tanh form), or GEGLU (Shazeer 2020: a * gelu(b)).
+    """(..., width) -> (..., width) through `hidden` units: GELU (tanh form), or gated, a * gelu(b) and a * silu(b)
+    (GEGLU and SwiGLU: Shazeer 2020).
 
     Raises InputError for an unknown kind.
     """
 
-    def __init__(self, width: int, hidden: int, kind: FeedForwardKind = "gelu") -> None:
+    def __init__(self, width: int, hidden: int, kind: FeedForwardKind = "gelu", *, bias: bool = True) -> None:
         super().__init__()
         self.kind = choice("feed-forward kind", kind, KINDS)
-        self.rise = nn.Linear(width, 2 * hidden if kind == "geglu" else hidden)
-        self.fall = nn.Linear(hidden, width)
+        self.rise = nn.Linear(width, hidden if kind == "gelu" else 2 * hidden, bias=bias)
+        self.fall = nn.Linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.rise(x)
-        if self.kind == "geglu":
-            value, gate = hidden.chunk(2, -1)
-            return self.fall(value * F.gelu(gate, approximate="tanh"))
-        return self.fall(F.gelu(hidden, approximate="tanh"))
+        if self.kind == "gelu":
+            return self.fall(F.gelu(hidden, approximate="tanh"))
+        value, gate = hidden.chunk(2, -1)
+        return self.fall(value * (F.gelu(gate, approximate="tanh") if self.kind == "geglu" else F.silu(gate)))

@@ -23,16 +23,20 @@ class ChannelNorm(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """norm, SiLU, causal convolution, twice, around a skip. (B, T, H, W, C) -> the same shape."""
+    """norm, SiLU, causal convolution, twice, around a skip. (B, T, H, W, C) -> the same shape, or `out_channels`."""
 
-    def __init__(self, channels: int, kernel: Kernel = (3, 3, 3)) -> None:
+    def __init__(
+        self, channels: int, kernel: Kernel = (3, 3, 3), out_channels: int | None = None, eps: float = 1e-6
+    ) -> None:
         super().__init__()
-        self.norm1 = ChannelNorm(channels)
-        self.conv1 = CausalConv3d(channels, channels, kernel)
-        self.norm2 = ChannelNorm(channels)
-        self.conv2 = CausalConv3d(channels, channels, kernel)
+        out_channels = channels if out_channels is None else out_channels
+        self.norm1 = ChannelNorm(channels, eps)
+        self.conv1 = CausalConv3d(channels, out_channels, kernel)
+        self.norm2 = ChannelNorm(out_channels, eps)
+        self.conv2 = CausalConv3d(out_channels, out_channels, kernel)
+        self.shortcut = nn.Identity() if channels == out_channels else nn.Linear(channels, out_channels)
         nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x: Tensor, cache: TailCache | None = None) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)), cache)
-        return x + self.conv2(F.silu(self.norm2(h)), cache)
+        return self.shortcut(x) + self.conv2(F.silu(self.norm2(h)), cache)

@@ -47,8 +47,30 @@ def axial_table(axes: Sequence[Tensor], width: int, min_period: float, max_perio
     return torch.cat([cos for cos, _ in tables], -1), torch.cat([sin for _, sin in tables], -1)
 
 
-def rotate(x_BLHE: Tensor, table: RotaryTable) -> Tensor:
-    """`x_BLHE` (..., L, H, E) turned by a table (..., L, E/2); in fp32, returned in the dtype of `x_BLHE`."""
-    cos, sin = (part.unsqueeze(-2) for part in table)
-    first, second = x_BLHE.float().chunk(2, -1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x_BLHE.dtype)
+def rotate(x_BLHE: Tensor, table: RotaryTable, *, neighbours: bool = False, per_head: bool = False) -> Tensor:
+    """`x_BLHE` (..., L, H, E) turned by a table (..., L, E/2), or (..., L, H, E/2) `per_head`; in fp32, returned in the
+    dtype of `x_BLHE`. Pairs are (i, i + E/2) or, as in checkpoints trained that way, the `neighbours` (2i, 2i + 1).
+    """
+    cos, sin = table if per_head else (part.unsqueeze(-2) for part in table)
+    wide = x_BLHE.float()
+    first, second = wide.unflatten(-1, (-1, 2)).unbind(-1) if neighbours else wide.chunk(2, -1)
+    turned = first * cos - second * sin, second * cos + first * sin
+    return (torch.stack(turned, -1).flatten(-2) if neighbours else torch.cat(turned, -1)).to(x_BLHE.dtype)
+
+
+def index_table(positions_L: Tensor, width: int, theta: float = 10_000.0) -> RotaryTable:
+    """A table by index and base, theta^(-2i / width), as Su et al. write it; formed in fp64, kept in fp32."""
+    exponents = torch.arange(0, width, 2, dtype=torch.float64, device=positions_L.device) / width
+    angles = positions_L.double().unsqueeze(-1) * theta**-exponents
+    return angles.cos().float(), angles.sin().float()
+
+
+def grid_table(tables: Sequence[RotaryTable]) -> RotaryTable:
+    """Tables of T, H and W positions as one of T * H * W, each axis turning its own share of the pairs."""
+    sizes = [len(cos) for cos, _ in tables]
+    parts = []
+    for axis, table in enumerate(tables):
+        shape = [1] * len(sizes)
+        shape[axis] = sizes[axis]
+        parts.append([part.reshape(*shape, -1).expand(*sizes, -1).flatten(0, -2) for part in table])
+    return torch.cat([cos for cos, _ in parts], -1), torch.cat([sin for _, sin in parts], -1)

@@ -89,4 +89,4 @@ def test_a_condition_of_one_token_acts_near_that_token() -> None:
 )
 def test_levels_that_do_not_lead_to_tokens_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        replace(CONFIG, **changes)  # type: ignore[arg-type]
+        replace(CONFIG, **changes)

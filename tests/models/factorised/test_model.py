@@ -16,8 +16,9 @@ from vitascope.core.protocols import CAUSAL, Denoiser, TemporalStrategy
 from vitascope.core.shapes import latent_frame_times
 from vitascope.core.tracks import TextContext, Track
 from vitascope.models.factorised.config import FactorisedConfig
-from vitascope.models.factorised.model import FactorisedDenoiser, token_levels
+from vitascope.models.factorised.model import FactorisedDenoiser
 from vitascope.models.factorised.presets import PRESETS
+from vitascope.nn.patches import token_levels
 
 TINY = FactorisedConfig(
     width=32,
@@ -314,7 +315,7 @@ def test_all_presets_are_looked_at() -> None:
         ({"video_channels": 0, "audio_channels": 0}, "a video track, an audio track or both"),
         ({"depth": 0}, "must be positive"),
         ({"patch": (1, 0, 2)}, "must be positive"),
-        ({"feed_forward": "swiglu"}, "valid values: gelu, geglu"),
+        ({"feed_forward": "reglu"}, "valid values: gelu, geglu, swiglu"),
         ({"attention": "linear"}, "valid values: multi_head, multi_query"),
         ({"positions": "none"}, "valid values: learned, rotary"),
         ({"modulation": "film"}, "valid values: own, shared"),

@@ -274,5 +274,5 @@ def _cross_attention(config: FactorisedConfig, sizes: _Sizes, width: int, heads:
 
 
 def _feed_forward(config: FactorisedConfig, width: int, hidden: int, rows: int) -> Iterator[_Part]:
-    yield _Map(rows, width, (2 if config.feed_forward == "geglu" else 1) * hidden)
+    yield _Map(rows, width, (1 if config.feed_forward == "gelu" else 2) * hidden)
     yield _Map(rows, hidden, width)

@@ -64,9 +64,16 @@ class LocalBlock(nn.Module):
         return x_BTHWC + gate * convolve(self.second, F.silu(y))
 
 
-def make_blocks(condition_width: int, channels: tuple[int, ...], count: int) -> nn.ModuleList:
-    """`count` blocks for each level."""
-    return nn.ModuleList(nn.ModuleList(LocalBlock(condition_width, c) for _ in range(count)) for c in channels)
+class LocalBlocks(nn.ModuleList):
+    """The blocks of a level, one after the other."""
+
+    def __init__(self, condition_width: int, channels: int, count: int) -> None:
+        super().__init__(LocalBlock(condition_width, channels) for _ in range(count))
+
+    def forward(self, x_BTHWC: Tensor, condition_BTHWD: Tensor) -> Tensor:
+        for block in self:
+            x_BTHWC = block(x_BTHWC, condition_BTHWD)
+        return x_BTHWC
 
 
 class LocalDown(nn.Module):
@@ -76,7 +83,7 @@ class LocalDown(nn.Module):
         super().__init__()
         self.factor = last_factor(channels, patch)
         self.enter = nn.Conv2d(latent_channels, channels[0], 3, padding=1)
-        self.blocks = make_blocks(width, channels, blocks)
+        self.blocks = nn.ModuleList(LocalBlocks(width, count, blocks) for count in channels)
         self.narrow = nn.ModuleList(nn.Linear(4 * above, below) for above, below in pairwise(channels))
         self.leave = nn.Linear(channels[-1] * self.factor[0] * self.factor[1], width)
 
@@ -85,10 +92,7 @@ class LocalDown(nn.Module):
         x = convolve(self.enter, values_BCTHW.permute(0, 2, 3, 4, 1))
         levels = []
         for index, blocks in enumerate(self.blocks):
-            if index:
-                x = self.narrow[index - 1](gather(x, (2, 2)))
-            for block in blocks:
-                x = block(x, condition_BTHWD)
+            x = blocks(self.narrow[index - 1](gather(x, (2, 2))) if index else x, condition_BTHWD)
             levels.append(x)
         return self.leave(gather(x, self.factor)).flatten(2, 3), levels
 
@@ -100,7 +104,7 @@ class LocalUp(nn.Module):
         super().__init__()
         self.factor = last_factor(channels, patch)
         self.enter = nn.Linear(width, channels[-1] * self.factor[0] * self.factor[1])
-        self.blocks = make_blocks(width, channels, blocks)
+        self.blocks = nn.ModuleList(LocalBlocks(width, count, blocks) for count in channels)
         self.widen = nn.ModuleList(nn.Linear(below, 4 * above) for above, below in pairwise(channels))
         self.leave = nn.Conv2d(channels[0], latent_channels, 3, padding=1)
         nn.init.zeros_(self.leave.weight)
@@ -111,8 +115,7 @@ class LocalUp(nn.Module):
         rows, columns = (levels[-1].shape[axis + 2] // self.factor[axis] for axis in (0, 1))
         x = levels[-1] + scatter(self.enter(layer_norm(x_BTND)).unflatten(2, (rows, columns)), self.factor)
         for index in reversed(range(len(levels))):
-            for block in self.blocks[index]:
-                x = block(x, condition_BTHWD)
+            x = self.blocks[index](x, condition_BTHWD)
             if index:
                 x = levels[index - 1] + scatter(self.widen[index - 1](x), (2, 2))
         return convolve(self.leave, F.silu(layer_norm(x))).permute(0, 4, 1, 2, 3)

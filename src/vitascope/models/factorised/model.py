@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vitascope.core.errors import CapabilityError, ShapeError
+from vitascope.core.errors import CapabilityError
 from vitascope.core.protocols import FULL, Capabilities, TemporalStrategy
-from vitascope.core.shapes import nearest_multiples
 from vitascope.core.tracks import AUDIO, VIDEO, TextContext, Track, Tracks
 from vitascope.models.factorised.block import AUDIO_VECTORS, EXCHANGE_VECTORS, VIDEO_VECTORS, Layer, Surroundings
 from vitascope.models.factorised.config import FactorisedConfig
@@ -24,6 +23,7 @@ from vitascope.models.factorised.timing import Spans, build_masks
 from vitascope.nn.embeddings import CameraEmbedding, LabelEmbedding, LevelEmbedding, SpatialPositions, sinusoidal
 from vitascope.nn.modulation import ModulationProjection, OwnModulation, modulate
 from vitascope.nn.norms import RMSNorm, layer_norm
+from vitascope.nn.patches import check_patch, patchify, token_levels, unpatchify
 from vitascope.ops.rope import axial_table, rotary_table
 
 
@@ -139,9 +139,10 @@ class FactorisedDenoiser(nn.Module):
                 x, y = layer(x, y, around)
         out: dict[str, Tensor] = {}
         if video is not None and x is not None and self.video is not None and video_condition is not None:
-            out[VIDEO] = self._unpatch(self.video.finish(x, video_condition), video.values)
+            prediction = unpatchify(self.video.finish(x, video_condition), self.config.patch, video.values.shape)
             if self.up is not None:
-                out[VIDEO] = out[VIDEO] + self.up(x, near, near_BTHWD).to(out[VIDEO].dtype)
+                prediction = prediction + self.up(x, near, near_BTHWD)
+            out[VIDEO] = prediction.to(video.values.dtype)
         if audio is not None and y is not None and self.audio is not None and audio_condition is not None:
             values = self.audio.finish(y, audio_condition).unflatten(-1, (self.config.audio_channels, -1))
             out[AUDIO] = values.transpose(1, 2).flatten(2).to(audio.values.dtype)
@@ -158,18 +159,13 @@ class FactorisedDenoiser(nn.Module):
             raise CapabilityError("the model takes no camera path")
         for name, patch in ((VIDEO, self.config.patch), (AUDIO, (self.config.audio_patch,))):
             if name in tracks:
-                sizes = tracks[name].values.shape[2:]
-                for size, step in zip(sizes, patch, strict=True):
-                    if size % step:
-                        near = ", ".join(map(str, nearest_multiples(size, step)))
-                        raise ShapeError(f"{name} latents {tuple(sizes)} do not fill patches {patch}; nearest: {near}")
+                check_patch(name, tracks[name].values.shape[2:], patch)
 
     def _embed_video(self, values: Tensor, spans: Spans) -> Tensor:
         assert self.video is not None
         assert self.places is not None
-        (pt, ph, pw), (batch, channels, frames, rows, columns) = self.config.patch, values.shape
-        cut = values.reshape(batch, channels, frames // pt, pt, rows // ph, ph, columns // pw, pw)
-        x_BTND = self.video.embed(cut.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(2, 3))
+        (_, ph, pw), (rows, columns) = self.config.patch, values.shape[3:]
+        x_BTND = self.video.embed(patchify(values, self.config.patch))
         return x_BTND + (self.places(rows // ph, columns // pw) + self._seconds(spans, x_BTND.shape[-1])[:, None])
 
     def _embed_audio(self, values: Tensor, spans: Spans) -> Tensor:
@@ -226,26 +222,3 @@ class FactorisedDenoiser(nn.Module):
             times = video_spans.centres.repeat_interleave(rows * columns)
             tables["exchange_tables"] = (rotary_table(times, audio_each, *periods), tables["audio_table"])
         return tables
-
-    def _unpatch(self, x_BTNV: Tensor, values: Tensor) -> Tensor:
-        """Tokens of patch values back to the shape and dtype of `values`."""
-        (pt, ph, pw), (batch, channels, frames, rows, columns) = self.config.patch, values.shape
-        cut = x_BTNV.reshape(batch, frames // pt, rows // ph, columns // pw, channels, pt, ph, pw)
-        return cut.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(values.shape).to(values.dtype)
-
-
-def token_levels(track: Track, patch: tuple[int, int, int]) -> Tensor:
-    """Mean noise level of every video token, (B, 1|T, 1|N), as small as the levels of `track` allow.
-
-    Levels may be given once for an axis (size 1); rows and columns are reduced together.
-    """
-    levels_BTHW, (frames, rows, columns) = track.noise[:, 0], track.values.shape[2:]
-    if levels_BTHW.shape[1] not in (1, frames):
-        raise ShapeError(f"levels of {levels_BTHW.shape[1]} frames do not fit a track of {frames}")
-    if levels_BTHW.shape[1] > 1 and patch[0] > 1:
-        levels_BTHW = levels_BTHW.unflatten(1, (-1, patch[0])).mean(2)
-    if levels_BTHW.shape[2:] == (1, 1):
-        return levels_BTHW.flatten(2)
-    levels_BTHW = levels_BTHW.expand(-1, -1, rows, columns)
-    cut = levels_BTHW.unflatten(2, (-1, patch[1])).unflatten(4, (-1, patch[2]))
-    return cut.mean((3, 5)).flatten(2)

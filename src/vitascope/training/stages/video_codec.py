@@ -29,7 +29,7 @@ class VideoCodecOptions:
 
     batch_size crops of crop_frames (1 + k*time) x crop_px x crop_px, `crops_per_clip` from each rendered clip of
     `clip_px` px; recoloured_fraction of the clips have their colour channels permuted and scaled, so that the codec
-    meets more colours than the world has. Validation: that many whole held-out clips.
+    meets more colours than the world has. Validation: that many whole held-out clips. balance: see `channel_scales`.
     """
 
     preset: str = "pocket"
@@ -40,6 +40,7 @@ class VideoCodecOptions:
     crop_frames: int = 17
     recoloured_fraction: float = 0.2
     validation_clips: int = 16
+    balance: float = 0.5
     weights: VideoCodecWeights = field(default_factory=VideoCodecWeights)
 
 
@@ -160,7 +161,8 @@ class VideoCodecStage:
         return [path]
 
     def _measure_latents(self, model: CausalVideoCodec, num_clips: int = 48) -> None:
-        """Set the mean and standard deviation of every latent channel over clips of the training split."""
+        """Set the mean and standard deviation of every latent channel over clips of the training split; the latter so
+        that latents come out at the scales of `channel_scales`."""
         device = next(model.parameters()).device
         model.latent_mean.zero_()
         model.latent_std.fill_(1.0)
@@ -169,6 +171,32 @@ class VideoCodecStage:
         values = latents.movedim(1, 0).flatten(1)
         model.latent_mean.copy_(values.mean(dim=1))
         model.latent_std.copy_(values.std(dim=1))
+        gains = channel_gains(model, latents[: max(1, num_clips // 8), :, :4])
+        model.latent_std.div_(channel_scales(gains, self.options.balance))
+
+
+@torch.no_grad()
+def channel_gains(codec: CausalVideoCodec, raw: Tensor, step: float = 0.2) -> Tensor:
+    """How much each latent channel shows: RMS change of the frames that `raw` latents (B, C, N, h, w) of mean 0 decode
+    to, per unit of its own standard deviation, (C,)."""
+    latents, draw = codec.normalise(raw), generator(0, "gains")
+    shown = codec.decode(latents)
+    gains = []
+    for channel in range(codec.latent_channels):
+        moved = latents.clone()
+        moved[:, channel] += step * torch.randn(moved[:, channel].shape, generator=draw).to(moved)
+        gains.append((codec.decode(moved) - shown).square().mean().sqrt() / step)
+    return torch.stack(gains)
+
+
+def channel_scales(gains: Tensor, balance: float) -> Tensor:
+    """Standard deviation that each channel is given, at most 1, from how much it shows.
+
+    balance 0: 1 for all; then a channel of faint detail, which is nothing on most of a frame and large on its edges, is
+    seen through more noise than the colours are, and weighs as much in the loss. balance 1: in proportion to `gains`,
+    as in the pixels themselves; a denoiser then settles colours and places first and detail last.
+    """
+    return (gains / gains.max()) ** balance
 
 
 def _shrink(frames: Tensor, like: Tensor) -> Tensor:

@@ -1,0 +1,50 @@
+"""The shape of a Wan codec."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vitascope.core.errors import InputError
+from vitascope.core.shapes import VideoStrides
+
+LATENT_MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+               0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921)  # fmt: skip
+LATENT_STD = (2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+              3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160)  # fmt: skip
+"""Of the published weights, per latent channel."""
+
+
+@dataclass(frozen=True)
+class WanCodecConfig:
+    """base: channels of the first level; multiples: of `base`, level by level, each with half the rows and columns of
+    the one before. halve_time: for each step between levels, whether it halves the frames too. blocks: residual blocks
+    a level of the encoder; the decoder has one more. Raises InputError where lengths contradict each other.
+    """
+
+    base: int = 96
+    multiples: tuple[int, ...] = (1, 2, 4, 4)
+    halve_time: tuple[bool, ...] = (False, True, True)
+    blocks: int = 2
+    latent_channels: int = 16
+    latent_mean: tuple[float, ...] = LATENT_MEAN
+    latent_std: tuple[float, ...] = LATENT_STD
+
+    def __post_init__(self) -> None:
+        if min(self.base, self.blocks, self.latent_channels, *self.multiples) < 1:
+            raise InputError("base, multiples, blocks and latent_channels must be positive")
+        if len(self.halve_time) != len(self.multiples) - 1:
+            raise InputError(f"{len(self.multiples)} levels have {len(self.multiples) - 1} steps between them")
+        if not len(self.latent_mean) == len(self.latent_std) == self.latent_channels:
+            raise InputError(f"latent_mean and latent_std need {self.latent_channels} values, one a channel")
+        if min(self.latent_std) <= 0:
+            raise InputError("latent_std must be positive")
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Of each level."""
+        return tuple(self.base * multiple for multiple in self.multiples)
+
+    @property
+    def strides(self) -> VideoStrides:
+        side = 2 ** len(self.halve_time)
+        return VideoStrides(2 ** sum(self.halve_time), side, side)

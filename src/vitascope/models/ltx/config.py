@@ -1,0 +1,37 @@
+"""The shape of an LTX denoiser."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vitascope.core.errors import InputError
+from vitascope.nn.attention import head_width
+
+
+@dataclass(frozen=True)
+class LTXConfig:
+    """An LTX-Video transformer. Defaults are those of the 2B model; 13B: width 4096, depth 48, heads of 128.
+
+    A token is one latent. spatial_px: px a latent covers; base: seconds and px that stand for 1 in the positions.
+    Raises InputError (ShapeError for head widths) where values contradict each other.
+    """
+
+    width: int = 2048
+    depth: int = 28
+    num_heads: int = 32
+    in_channels: int = 128
+    out_channels: int = 128
+    text_width: int = 4096
+    spatial_px: int = 32
+    base: tuple[float, float, float] = (20.0, 2048.0, 2048.0)
+    theta: float = 10_000.0
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        head_width(self.width, self.num_heads)
+        if min(self.depth, self.in_channels, self.out_channels, self.text_width, self.spatial_px) < 1:
+            raise InputError("depth, channels, text_width and spatial_px must be positive")
+        if self.width < 12:
+            raise InputError(f"positions need a width of at least 12, got {self.width}")
+        if not (min(self.base) > 0 and self.theta > 1):
+            raise InputError("base must be positive and theta above 1")

@@ -1,0 +1,59 @@
+"""Key tables of LTX-Video: diffusers' layout and the authors' own."""
+
+from __future__ import annotations
+
+from vitascope.weights.keys import Fuse, KeyTable, Rename, Rule
+
+LEAVES = ("weight", "bias")
+ENDS = {"proj_in": "embed", "time_embed.linear": "vectors", "proj_out": "head"}
+"""diffusers' names of the parts outside the blocks, and ours; those of their embeddings below."""
+EMBEDDINGS = {
+    "time_embed.emb.timestep_embedder.linear_1": "level_in",
+    "time_embed.emb.timestep_embedder.linear_2": "level_out",
+    "caption_projection.linear_1": "text_in",
+    "caption_projection.linear_2": "text_out",
+}
+BLOCK = {
+    "attn1.to_out.0": "attention.out",
+    "attn2.to_q": "cross.q",
+    "attn2.to_out.0": "cross.out",
+    "ff.net.0.proj": "feed_forward.rise",
+    "ff.net.2": "feed_forward.fall",
+}
+
+
+def diffusers_keys(norms: tuple[str, str] = ("norm_q", "norm_k"), ends: dict[str, str] = ENDS) -> KeyTable:
+    """Names of `LTXVideoTransformer3DModel`; `norms` are theirs of queries and keys."""
+    theirs_block, block = "transformer_blocks.{layer}", "blocks.{layer}"
+    names = {**ends, **{t.replace("time_embed", _time(ends)): o for t, o in EMBEDDINGS.items()}}
+    names |= {f"{theirs_block}.{theirs}": f"{block}.{ours}" for theirs, ours in BLOCK.items()}
+    rules: list[Rule] = [
+        Rename(f"{theirs}.{leaf}", f"{ours}.{leaf}") for theirs, ours in names.items() for leaf in LEAVES
+    ]
+    for ours, attention, parts in (("attention.qkv", "attn1", "qkv"), ("cross.kv", "attn2", "kv")):
+        rules += [
+            Fuse(tuple(f"{theirs_block}.{attention}.to_{part}.{leaf}" for part in parts), f"{block}.{ours}.{leaf}")
+            for leaf in LEAVES
+        ]
+    for theirs, ours in (("attn1", "attention"), ("attn2", "cross")):
+        rules += [
+            Rename(f"{theirs_block}.{theirs}.{norm}.weight", f"{block}.{ours}.norm_{part}.weight")
+            for norm, part in zip(norms, "qk", strict=True)
+        ]
+    return (
+        *rules,
+        Rename("scale_shift_table", "head_offsets"),
+        Rename(f"{theirs_block}.scale_shift_table", f"{block}.offsets"),
+    )
+
+
+def original_keys() -> KeyTable:
+    """Names of the authors' files, without their prefix `model.diffusion_model.`."""
+    return diffusers_keys(
+        ("q_norm", "k_norm"), {"patchify_proj": "embed", "adaln_single.linear": "vectors", "proj_out": "head"}
+    )
+
+
+def _time(ends: dict[str, str]) -> str:
+    """What the noise level's embedding is called, from the name of its last map."""
+    return next(theirs for theirs, ours in ends.items() if ours == "vectors").removesuffix(".linear")

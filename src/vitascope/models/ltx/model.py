@@ -1,0 +1,152 @@
+"""The LTX-Video denoiser: full attention over video tokens, each with its own noise level, and text by cross-attention.
+
+B clips, L tokens (T h w), S text tokens, D width. Source: HaCohen et al. 2024 (LTX-Video), section 2. Noise levels
+stand where the paper has timesteps: t = 1000 level. Positions are seconds and px, so frame rate and size are known
+to the model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import pi
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vitascope.core.errors import CapabilityError
+from vitascope.core.protocols import FULL, Capabilities, TemporalStrategy
+from vitascope.core.tracks import VIDEO, TextContext, Track, Tracks
+from vitascope.models.ltx.config import LTXConfig
+from vitascope.nn.attention import AttentionKind, CrossAttention, KeysValues, SelfAttention
+from vitascope.nn.embeddings import timestep_features
+from vitascope.nn.feed_forward import FeedForward
+from vitascope.nn.modulation import modulate
+from vitascope.nn.norms import layer_norm, rms_norm
+from vitascope.nn.patches import patchify, token_levels, unpatchify
+from vitascope.ops.rope import RotaryTable
+
+BLOCK_VECTORS = 6
+"""Shift, scale and gate of the self-attention and of the feed-forward."""
+PATCH = (1, 1, 1)
+NUM_SINUSOIDS = 256
+KIND = AttentionKind(bias=True, norm="all", eps=1e-5, pairs="all")
+
+
+class LTXBlock(nn.Module):
+    """Self-attention, cross-attention, feed-forward; the first and last are modulated by the noise level."""
+
+    def __init__(self, config: LTXConfig) -> None:
+        super().__init__()
+        width, heads = config.width, config.num_heads
+        self.eps = config.eps
+        self.offsets = nn.Parameter(torch.randn(BLOCK_VECTORS, width) * width**-0.5)
+        self.attention = SelfAttention(width, heads, heads, KIND)
+        self.cross = CrossAttention(width, width, heads, KIND)
+        self.feed_forward = FeedForward(width, 4 * width)
+
+    def forward(
+        self, x_BLD: Tensor, vectors_BL6D: Tensor, memory: KeysValues, mask_BS: Tensor | None, table: RotaryTable
+    ) -> Tensor:
+        """vectors: (B, 1|L, 6, D)."""
+        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (self.offsets + vectors_BL6D).unbind(-2)
+        y = modulate(rms_norm(x_BLD, self.eps), shift_a, scale_a)
+        x_BLD = x_BLD + gate_a * self.attention(y, table)
+        x_BLD = x_BLD + self.cross.read(x_BLD, memory, mask_BS)
+        y = modulate(rms_norm(x_BLD, self.eps), shift_f, scale_f)
+        return x_BLD + gate_f * self.feed_forward(y)
+
+
+class LTXDenoiser(nn.Module):
+    """`core.protocols.Denoiser`. `gradient_checkpointing` trades a second forward pass per block for memory.
+
+    A text that `prepare` has seen carries the keys and values of all blocks, and calls with it skip that work.
+    """
+
+    def __init__(self, config: LTXConfig, *, gradient_checkpointing: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.gradient_checkpointing = gradient_checkpointing
+        width = config.width
+        self.embed = nn.Linear(config.in_channels, width)
+        self.level_in, self.level_out = nn.Linear(NUM_SINUSOIDS, width), nn.Linear(width, width)
+        self.vectors = nn.Linear(width, BLOCK_VECTORS * width)
+        self.text_in, self.text_out = nn.Linear(config.text_width, width), nn.Linear(width, width)
+        self.blocks = nn.ModuleList(LTXBlock(config) for _ in range(config.depth))
+        self.head_offsets = nn.Parameter(torch.randn(2, width) * width**-0.5)
+        self.head = nn.Linear(width, config.out_channels)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this model can take."""
+        return Capabilities((VIDEO,), "velocity", "cell")
+
+    @property
+    def regions(self) -> list[nn.Module]:
+        """The parts that are worth compiling, each on its own."""
+        return list(self.blocks)
+
+    def prepare(self, text: TextContext) -> TextContext:
+        """The text with the keys and values of every block: what a clip needs once and not at every step."""
+        embedded = self.text_out(F.gelu(self.text_in(text.embeddings), approximate="tanh"))
+        pairs = [block.cross.keys_values(embedded) for block in self.blocks]  # type: ignore[union-attr]
+        return replace(text, prepared=tuple(part for pair in pairs for part in pair))
+
+    def forward(
+        self,
+        tracks: Tracks,
+        text: TextContext,
+        camera: Tensor | None = None,
+        strategy: TemporalStrategy = FULL,
+    ) -> dict[str, Tensor]:
+        """The velocity of the video track, in the shape and dtype of its values.
+
+        `times_s` of the track are when each latent frame begins. Raises CapabilityError for what the model does not
+        take.
+        """
+        if set(tracks) != {VIDEO}:
+            raise CapabilityError(f"the model has the track {VIDEO}; got {', '.join(tracks) or 'none'}")
+        if camera is not None or strategy.kind != "full" or tracks[VIDEO].condition is not None:
+            raise CapabilityError("the model takes no camera path, condition or temporal strategy but full")
+        track, dtype = tracks[VIDEO], self.embed.weight.dtype
+        x_BLD = self.embed(patchify(track.values.to(dtype), PATCH).flatten(1, 2))
+        level_BLD, vectors_BL6D = self._modulation(track, dtype)
+        text = text if text.prepared else self.prepare(replace(text, embeddings=text.embeddings.to(dtype)))
+        table = self._table(track)
+        memories = zip(text.prepared[::2], text.prepared[1::2], strict=True)
+        for block, memory in zip(self.blocks, memories, strict=True):
+            inputs = (x_BLD, vectors_BL6D, memory, text.mask, table)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x_BLD = checkpoint(block, *inputs, use_reentrant=False)
+            else:
+                x_BLD = block(*inputs)
+        shift, scale = (self.head_offsets + level_BLD.unsqueeze(-2)).unbind(-2)
+        out = self.head(modulate(layer_norm(x_BLD).to(dtype), shift, scale))
+        shape = (len(out), self.config.out_channels, *track.values.shape[2:])
+        return {VIDEO: unpatchify(out, PATCH, shape).to(track.values.dtype)}
+
+    def _modulation(self, track: Track, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The embedded level (B, 1|L, D) and the blocks' vectors (B, 1|L, 6, D)."""
+        levels_BTN, (rows, columns) = token_levels(track, PATCH), track.values.shape[3:]
+        per_frame = rows * columns if levels_BTN.shape[1] > 1 else -1
+        levels_BL = levels_BTN.expand(-1, -1, per_frame).flatten(1)
+        features = timestep_features(1000.0 * levels_BL, NUM_SINUSOIDS).to(dtype)
+        level_BLD = self.level_out(F.silu(self.level_in(features)))
+        return level_BLD, self.vectors(F.silu(level_BLD)).unflatten(-1, (BLOCK_VECTORS, -1))
+
+    def _table(self, track: Track) -> RotaryTable:
+        """Angles pi / 2 theta^(i / (n - 1)) (2 p - 1) for i < n = D / 6 and positions p in time, rows and columns; all
+        three of a frequency stand side by side, and what D / 6 leaves over is not turned."""
+        config, (frames, rows, columns) = self.config, track.values.shape[2:]
+        device, num = track.values.device, self.config.width // 6
+        seconds, *pixels = config.base
+        axes = [track.times_s.to(device).float() / seconds] + [
+            torch.arange(size, device=device).float() * (config.spatial_px / base)
+            for size, base in zip((rows, columns), pixels, strict=True)
+        ]
+        grid_L3 = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(frames * rows * columns, 3)
+        frequencies = config.theta ** torch.linspace(0.0, 1.0, num, device=device) * (pi / 2)
+        angles = (frequencies[:, None] * (2 * grid_L3 - 1)[:, None]).flatten(1)
+        angles = F.pad(angles, (config.width // 2 - 3 * num, 0))
+        return angles.cos(), angles.sin()

@@ -1,0 +1,56 @@
+"""The shape of a dual-stream denoiser."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from vitascope.core.errors import InputError, choice
+from vitascope.nn.attention import head_width
+
+TextSees = Literal["all", "text"]
+
+
+@dataclass(frozen=True)
+class MochiConfig:
+    """A dual-stream transformer. Defaults are those of Mochi 1.
+
+    width, stream_width: of the video and text streams; the heads are those of the video stream, and the text stream is
+    projected to their width. text_sees: "all", or "text" alone: then text depends on nothing that changes from step to
+    step, and its keys and values are worked out once for a clip (the seeds' asymmetric attention; weights must be
+    trained so). area: rows times columns that positions are scaled to. Raises InputError (ShapeError for head widths)
+    where values contradict each other.
+    """
+
+    width: int = 3072
+    stream_width: int = 1536
+    depth: int = 48
+    num_heads: int = 24
+    video_channels: int = 12
+    text_width: int = 4096
+    frequency_width: int = 256
+    patch: int = 2
+    pool_heads: int = 8
+    area: float = 192.0 * 192.0
+    eps: float = 1e-6
+    text_sees: TextSees = "all"
+
+    def __post_init__(self) -> None:
+        head_width(self.width, self.num_heads)
+        choice("text_sees", self.text_sees, get_args(TextSees))
+        if min(self.depth, self.stream_width, self.video_channels, self.patch, self.pool_heads) < 1:
+            raise InputError("depth, stream_width, video_channels, patch and pool_heads must be positive")
+        if self.text_width % self.pool_heads:
+            raise InputError(f"text of width {self.text_width} cannot be pooled by {self.pool_heads} heads")
+        if self.frequency_width < 2 or self.frequency_width % 2 or self.area <= 0:
+            raise InputError("frequency_width must be even and positive, and area positive")
+
+    @property
+    def patch_sizes(self) -> tuple[int, int, int]:
+        """Frames, rows and columns of latents in a token."""
+        return (1, self.patch, self.patch)
+
+    @property
+    def patch_values(self) -> int:
+        """Numbers in a video token."""
+        return self.video_channels * self.patch**2

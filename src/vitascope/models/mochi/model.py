@@ -1,0 +1,234 @@
+"""The Mochi 1 denoiser: a wide video stream and a slim text stream that meet in one attention.
+
+B clips, L video tokens (T h w), S words, D width of the video stream, C of the text stream, H heads of E. Source: Genmo
+2024 (Mochi 1, model card and released configuration). The network was trained to count time from noise (0) to clip
+(1000) and to predict the way there, so levels and velocity are turned round at the door.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vitascope.core.errors import CapabilityError
+from vitascope.core.protocols import FULL, Capabilities, TemporalStrategy
+from vitascope.core.tracks import VIDEO, TextContext, Track, Tracks
+from vitascope.models.mochi.config import MochiConfig
+from vitascope.nn.attention import KeysValues
+from vitascope.nn.embeddings import timestep_features
+from vitascope.nn.feed_forward import FeedForward
+from vitascope.nn.modulation import modulate
+from vitascope.nn.norms import RMSNorm, layer_norm, rms_norm
+from vitascope.nn.patches import check_patch, patchify, unpatchify
+from vitascope.ops.attention import attend
+from vitascope.ops.rope import RotaryTable, rotate
+
+QK_EPS = 1e-5
+
+
+class Stream(nn.Module):
+    """One stream of a block: its modulation, projections to and from the attention, and feed-forward.
+
+    `last` is the text stream of the last block: it is read, and nothing is written back to it.
+    """
+
+    def __init__(self, config: MochiConfig, width: int, last: bool = False) -> None:
+        super().__init__()
+        each = config.width // config.num_heads
+        self.eps, self.each, self.last = config.eps, each, last
+        self.modulation = nn.Linear(config.width, width if last else 4 * width)
+        self.qkv = nn.Linear(width, 3 * config.width, bias=False)
+        self.norm_q, self.norm_k = RMSNorm(each, QK_EPS), RMSNorm(each, QK_EPS)
+        self.out = None if last else nn.Linear(config.width, width)
+        hidden = 4 * width * 2 // 3
+        self.feed_forward = None if last else FeedForward(width, hidden, "swiglu", bias=False)
+
+    def project(self, x_BLC: Tensor, vectors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, (B, L, H, E)."""
+        y = (rms_norm(x_BLC.float(), self.eps) * (1 + vectors[0].float())).to(x_BLC.dtype)
+        q, k, v = self.qkv(y).unflatten(-1, (-1, self.each)).chunk(3, -2)
+        return self.norm_q(q), self.norm_k(k), v
+
+    def vectors(self, condition_BD: Tensor) -> tuple[Tensor, ...]:
+        """Scale and gate of the attention, then of the feed-forward, (B, 1, C) each; one scale in the last."""
+        return self.modulation(F.silu(condition_BD)).unsqueeze(1).chunk(1 if self.last else 4, -1)
+
+    def finish(self, x_BLC: Tensor, read_BLD: Tensor, vectors: tuple[Tensor, ...]) -> Tensor:
+        """The stream after what it read, and after its feed-forward."""
+        assert self.out is not None
+        assert self.feed_forward is not None
+        _, gate_a, scale_f, gate_f = (vector.float() for vector in vectors)
+        x_BLC = x_BLC + self._gated(self.out(read_BLD), gate_a)
+        y = (rms_norm(x_BLC.float(), self.eps) * (1 + scale_f)).to(x_BLC.dtype)
+        return x_BLC + self._gated(self.feed_forward(y), gate_f)
+
+    def _gated(self, x: Tensor, gate: Tensor) -> Tensor:
+        return (rms_norm(x.float(), self.eps) * gate.tanh()).to(x.dtype)
+
+
+class MochiBlock(nn.Module):
+    """Both streams through one attention."""
+
+    def __init__(self, config: MochiConfig, last: bool) -> None:
+        super().__init__()
+        self.video, self.text = Stream(config, config.width), Stream(config, config.stream_width, last)
+
+    def remember(self, y_BSC: Tensor, condition_BD: Tensor, mask: Tensor | None) -> tuple[Tensor, KeysValues]:
+        """A text that sees itself alone: the stream after this block, and the keys and values that video reads."""
+        vectors = self.text.vectors(condition_BD)
+        q, k, v = self.text.project(y_BSC, vectors)
+        if not self.text.last:
+            y_BSC = self.text.finish(y_BSC, attend(q, k, v, mask).flatten(-2), vectors)
+        return y_BSC, (k, v)
+
+    def recall(
+        self, x_BLD: Tensor, memory: KeysValues, condition_BD: Tensor, mask: Tensor | None, table: RotaryTable
+    ) -> Tensor:
+        """The video stream after reading itself and what `remember` gave."""
+        vectors = self.video.vectors(condition_BD)
+        q, k, v = self._turned(x_BLD, vectors, table)
+        read = attend(q, torch.cat([k, memory[0]], 1), torch.cat([v, memory[1]], 1), mask)
+        return self.video.finish(x_BLD, read.flatten(-2), vectors)
+
+    def forward(
+        self, x_BLD: Tensor, y_BSC: Tensor, condition_BD: Tensor, mask: Tensor | None, table: RotaryTable
+    ) -> tuple[Tensor, Tensor]:
+        """Both streams, each seeing all of both."""
+        video, text = self.video.vectors(condition_BD), self.text.vectors(condition_BD)
+        mine, theirs = self._turned(x_BLD, video, table), self.text.project(y_BSC, text)
+        k, v = (torch.cat([a, b], 1) for a, b in zip(mine[1:], theirs[1:], strict=True))
+        queries = mine[0] if self.text.last else torch.cat([mine[0], theirs[0]], 1)
+        read = attend(queries, k, v, mask).flatten(-2)
+        x_BLD = self.video.finish(x_BLD, read[:, : mine[0].shape[1]], video)
+        return x_BLD, y_BSC if self.text.last else self.text.finish(y_BSC, read[:, mine[0].shape[1] :], text)
+
+    def _turned(self, x_BLD: Tensor, vectors: tuple[Tensor, ...], table: RotaryTable) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = self.video.project(x_BLD, vectors)
+        return rotate(q, table, neighbours=True, per_head=True), rotate(k, table, neighbours=True, per_head=True), v
+
+
+class TextPool(nn.Module):
+    """One vector of a text: its mean asks all its words, and itself. (B, S, text_width) to (B, D)."""
+
+    def __init__(self, config: MochiConfig) -> None:
+        super().__init__()
+        inside = config.text_width
+        self.each = inside // config.pool_heads
+        self.q, self.kv, self.out = (
+            nn.Linear(inside, inside),
+            nn.Linear(inside, 2 * inside),
+            nn.Linear(inside, config.width),
+        )
+
+    def forward(self, words_BSW: Tensor, mask_BS: Tensor) -> Tensor:
+        """`mask_BS` is True where a word is real."""
+        share = mask_BS.to(words_BSW.dtype).unsqueeze(-1)
+        mean = (words_BSW * (share / share.sum(1, keepdim=True).clamp_min(1))).sum(1, keepdim=True)
+        seen = F.pad(mask_BS, (1, 0), value=True)[:, None, None]
+        q = self.q(mean).unflatten(-1, (-1, self.each))
+        k, v = self.kv(torch.cat([mean, words_BSW], 1)).unflatten(-1, (-1, self.each)).chunk(2, -2)
+        return self.out(attend(q, k, v, seen).flatten(-2)[:, 0])
+
+
+class MochiDenoiser(nn.Module):
+    """`core.protocols.Denoiser`. `gradient_checkpointing` trades a second forward pass per block for memory."""
+
+    def __init__(self, config: MochiConfig, *, gradient_checkpointing: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.gradient_checkpointing = gradient_checkpointing
+        width, heads = config.width, config.num_heads
+        self.embed = nn.Linear(config.patch_values, width)
+        self.level_in, self.level_out = nn.Linear(config.frequency_width, width), nn.Linear(width, width)
+        self.text, self.pool = nn.Linear(config.text_width, config.stream_width), TextPool(config)
+        self.frequencies = nn.Parameter(torch.zeros(3, heads, width // heads // 2))
+        last = config.depth - 1
+        self.blocks = nn.ModuleList(MochiBlock(config, index == last) for index in range(config.depth))
+        self.head_modulation, self.head = nn.Linear(width, 2 * width), nn.Linear(width, config.patch_values)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this model can take."""
+        return Capabilities((VIDEO,), "velocity", "clip")
+
+    @property
+    def regions(self) -> list[nn.Module]:
+        """The parts that are worth compiling, each on its own."""
+        return list(self.blocks)
+
+    def prepare(self, text: TextContext) -> TextContext:
+        """What a clip needs of its text once: the pooled vector and the embedded words or, where text sees text alone,
+        the keys and values of every block."""
+        pooled, y_BSC = self.pool(text.embeddings, text.mask), self.text(text.embeddings)
+        if self.config.text_sees == "all":
+            return replace(text, prepared=(pooled, y_BSC))
+        parts: list[Tensor] = [pooled]
+        for block in self.blocks:
+            assert isinstance(block, MochiBlock)
+            y_BSC, pair = block.remember(y_BSC, pooled, text.mask[:, None, None])
+            parts += pair
+        return replace(text, prepared=tuple(parts))
+
+    def forward(
+        self,
+        tracks: Tracks,
+        text: TextContext,
+        camera: Tensor | None = None,
+        strategy: TemporalStrategy = FULL,
+    ) -> dict[str, Tensor]:
+        """The velocity of the video track, in the shape and dtype of its values.
+
+        Raises CapabilityError for what the model does not take, ShapeError for sizes that do not fill the patches.
+        """
+        self._check(tracks, camera, strategy)
+        track, config, dtype = tracks[VIDEO], self.config, self.embed.weight.dtype
+        text = text if text.prepared else self.prepare(replace(text, embeddings=text.embeddings.to(dtype)))
+        pooled, *rest = text.prepared
+        level_B = track.noise.flatten(1).amax(1)
+        features = timestep_features(1000.0 * (1.0 - level_B), config.frequency_width).to(dtype)
+        condition = self.level_out(F.silu(self.level_in(features))) + pooled
+        x_BLD = self.embed(patchify(track.values.to(dtype), config.patch_sizes).flatten(1, 2))
+        table = self._table(track)
+        mask = F.pad(text.mask, (x_BLD.shape[1], 0), value=True)[:, None, None]
+        if config.text_sees == "all":
+            y_BSC = rest[0]
+            for block in self.blocks:
+                x_BLD, y_BSC = self._call(block, x_BLD, y_BSC, condition, mask, table)
+        else:
+            for block, memory in zip(self.blocks, zip(rest[::2], rest[1::2], strict=True), strict=True):
+                assert isinstance(block, MochiBlock)
+                x_BLD = self._call(block.recall, x_BLD, memory, condition, mask, table)
+        scale, shift = self.head_modulation(F.silu(condition)).unsqueeze(1).chunk(2, -1)
+        out = self.head(modulate(layer_norm(x_BLD, 1e-6).to(dtype), shift, scale))
+        velocity = -unpatchify(out, config.patch_sizes, tuple(track.values.shape), channels_last=True)
+        return {VIDEO: velocity.to(track.values.dtype)}
+
+    def _call(self, part: Callable[..., Any], *inputs: Any) -> Any:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(part, *inputs, use_reentrant=False)
+        return part(*inputs)
+
+    def _table(self, track: Track) -> RotaryTable:
+        """(L, H, E / 2): learned frequencies of time, rows and columns; places are centred and scaled to one area."""
+        frames, height, width = track.values.shape[2:]
+        rows, columns = height // self.config.patch, width // self.config.patch
+        scale = (self.config.area / (rows * columns)) ** 0.5
+        axes = [torch.arange(frames, device=track.values.device).float()]
+        for size in (rows, columns):
+            axes.append((torch.arange(size, device=track.values.device) + 0.5 - size / 2) * scale)
+        positions_L3 = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
+        angles = torch.einsum("la,ahe->lhe", positions_L3, self.frequencies.float())
+        return angles.cos(), angles.sin()
+
+    def _check(self, tracks: Tracks, camera: Tensor | None, strategy: TemporalStrategy) -> None:
+        if set(tracks) != {VIDEO}:
+            raise CapabilityError(f"the model has the track {VIDEO}; got {', '.join(tracks) or 'none'}")
+        if camera is not None or strategy.kind != "full" or tracks[VIDEO].condition is not None:
+            raise CapabilityError("the model takes no camera path, condition or temporal strategy but full")
+        check_patch(VIDEO, tuple(tracks[VIDEO].values.shape[2:]), self.config.patch_sizes)

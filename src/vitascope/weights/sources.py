@@ -1,0 +1,195 @@
+"""Where the tensors of somebody else's checkpoint lie: one file, shards with an index, or a pickle.
+
+Tensors are read one at a time, so that a model never stands in memory twice.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from vitascope.core.errors import CheckpointError
+
+WEIGHTS = ("diffusion_pytorch_model", "model")
+"""What diffusers and transformers call the weights in a folder."""
+PICKLES = (".pth", ".pt", ".bin", ".ckpt")
+
+
+class TensorSource(Protocol):
+    """Tensors by name. `label` says in errors where they are from."""
+
+    @property
+    def label(self) -> str: ...
+    def names(self) -> list[str]: ...
+    def get(self, name: str) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class MemorySource:
+    """Tensors that are in memory, or mapped to it."""
+
+    tensors: Mapping[str, Tensor]
+    label: str = "the checkpoint"
+
+    def names(self) -> list[str]:
+        """In the order of the file."""
+        return list(self.tensors)
+
+    def get(self, name: str) -> Tensor:
+        """The tensor itself."""
+        return self.tensors[name]
+
+
+class SafetensorsSource:
+    """One safetensors file or several, each opened when it is first asked for. Close it, or use it in a `with`."""
+
+    def __init__(self, places: Mapping[str, Path], label: str) -> None:
+        self.label = label
+        self._places = dict(places)
+        self._files: dict[Path, Any] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> SafetensorsSource:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._files.clear()
+        self._stack.close()
+
+    def names(self) -> list[str]:
+        """File by file, so that reading in this order reads each file once from front to back."""
+        return list(self._places)
+
+    def get(self, name: str) -> Tensor:
+        """The tensor, on the CPU. Raises CheckpointError when its file is damaged or does not hold it."""
+        path = self._places[name]
+        try:
+            if path not in self._files:
+                self._files[path] = self._stack.enter_context(safe_open(path, framework="pt"))
+            return self._files[path].get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: tensor {name} cannot be read: {_one_line(error)}") from error
+
+
+@dataclass(frozen=True)
+class Under:
+    """The tensors of a source whose names begin with `prefix`, without it: a part of a file that holds several."""
+
+    source: TensorSource
+    prefix: str
+
+    @property
+    def label(self) -> str:
+        return self.source.label
+
+    def names(self) -> list[str]:
+        """Without the prefix."""
+        return [name.removeprefix(self.prefix) for name in self.source.names() if name.startswith(self.prefix)]
+
+    def get(self, name: str) -> Tensor:
+        """By its name without the prefix."""
+        return self.source.get(self.prefix + name)
+
+
+def open_source(path: str | Path, *, variant: str = "", allow_pickle: bool = False) -> TensorSource:
+    """The tensors of a file, or of a folder as diffusers and transformers write it.
+
+    variant: such as "fp16", part of the file's name. A pickle is read only where `allow_pickle` says so, and then only
+    its tensors. Raises CheckpointError saying what is missing or damaged.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _open_folder(path, variant)
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}")
+    if path.suffix == ".safetensors":
+        return SafetensorsSource(dict.fromkeys(_names(path), path), str(path))
+    if path.suffix in PICKLES:
+        return _open_pickle(path, allow_pickle)
+    valid = ", ".join((".safetensors", *PICKLES))
+    raise CheckpointError(f"{path} is not a file of weights; valid suffixes: {valid}")
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The free strings in the head of a safetensors file. Raises CheckpointError."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file: {_one_line(error)}") from error
+
+
+def _open_folder(folder: Path, variant: str) -> SafetensorsSource:
+    middle = f".{variant}" if variant else ""
+    for stem in WEIGHTS:
+        index = folder / f"{stem}.safetensors.index{middle}.json"
+        if index.is_file():
+            return SafetensorsSource(_read_index(index), str(folder))
+        single = folder / f"{stem}{middle}.safetensors"
+        if single.is_file():
+            return SafetensorsSource(dict.fromkeys(_names(single), single), str(folder))
+    found = sorted(file.name for file in folder.glob("*.safetensors*"))
+    wanted = " or ".join(f"{stem}{middle}.safetensors" for stem in WEIGHTS)
+    there = f"; there are: {', '.join(found[:4])}" if found else ""
+    raise CheckpointError(f"{folder} holds no {wanted}, whole or in shards{there}")
+
+
+def _read_index(index: Path) -> dict[str, Path]:
+    """Names to files; every shard must be there and hold what the index says."""
+    try:
+        listed: Any = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        shards: dict[str, list[str]] = {}
+        for name, file in listed.items():
+            shards.setdefault(str(file), []).append(name)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} is not a readable index of shards: {_one_line(error)}") from error
+    places: dict[str, Path] = {}
+    for file, names in sorted(shards.items()):
+        path = index.parent / file
+        if Path(file).name != file:
+            raise CheckpointError(f"{index} names a shard outside its folder: {file}")
+        if not path.is_file():
+            raise CheckpointError(f"shard {file} is missing from {index.parent}: fetch it again")
+        there = _names(path)
+        absent = sorted(set(names) - set(there))
+        if absent:
+            raise CheckpointError(f"shard {path} lacks {len(absent)} tensors that the index names ({absent[0]}, ...)")
+        places |= dict.fromkeys(there, path)
+    return places
+
+
+def _names(path: Path) -> list[str]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file: {_one_line(error)}") from error
+
+
+def _open_pickle(path: Path, allow_pickle: bool) -> MemorySource:
+    if not allow_pickle:
+        raise CheckpointError(
+            f"{path} is a pickle: allow it if you trust where it is from, or convert it to safetensors"
+        )
+    try:
+        found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read as weights alone: {_one_line(error)}") from error
+    for key in ("state_dict", "model", "module"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise CheckpointError(f"{path} holds no table of tensors by name")
+    return MemorySource(found, str(path))
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,56 @@
+"""From a source of tensors through a key table into a model, one rule at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from vitascope.core.errors import CheckpointError
+from vitascope.weights.keys import KeyTable, plan
+from vitascope.weights.sources import TensorSource
+
+
+def load_streaming(
+    model: nn.Module,
+    source: TensorSource,
+    table: KeyTable,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Give a model built on the meta device its weights: every one, and no other, in `dtype` on `device`.
+
+    Never holds more than the model so far and the tensors of one rule. `report(rules done, rules in all)`. Raises
+    CheckpointError, naming the tensors, when the source does not fit the model; the model is then useless.
+    """
+    wanted = dict(model.named_parameters()) | {n: b for n, b in model.named_buffers() if n in model.state_dict()}
+    moves = plan(table, source.names(), label=source.label)
+    unknown = [name for move in moves for name in move.ours if name not in wanted]
+    missing = sorted(wanted.keys() - {name for move in moves for name in move.ours})
+    for names, what in ((unknown, "of another model"), (missing, "missing")):
+        if names:
+            rest = ", ..." if len(names) > 3 else ""
+            raise CheckpointError(f"{source.label}: {len(names)} weights {what} ({', '.join(names[:3])}{rest})")
+    for done, move in enumerate(moves, start=1):
+        tensors = [source.get(name) for name in move.theirs]
+        for name, tensor in zip(move.ours, move.rule.read(tensors), strict=True):
+            _place(model, name, wanted[name], tensor, source.label, device, dtype)
+        report(done, len(moves))
+
+
+def _place(
+    model: nn.Module, name: str, old: Tensor, tensor: Tensor, label: str, device: torch.device | str, dtype: torch.dtype
+) -> None:
+    if tensor.shape != old.shape:
+        raise CheckpointError(f"{label}: {name} has the shape {tuple(tensor.shape)}, expected {tuple(old.shape)}")
+    kept = tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
+    if kept.data_ptr() == tensor.data_ptr() or not kept.is_contiguous():
+        kept = kept.clone(memory_format=torch.contiguous_format)  # own memory, not a view of a file or a larger tensor
+    parent, _, leaf = name.rpartition(".")
+    if isinstance(old, nn.Parameter):
+        setattr(model.get_submodule(parent), leaf, nn.Parameter(kept, requires_grad=False))
+    else:
+        setattr(model.get_submodule(parent), leaf, kept)
