@@ -35,7 +35,8 @@ def point(model: str, device: str, side_px: int, num_frames: int, decoder: str) 
     pipeline = load_pipeline(model, device)
     fmt = ClipFormat(side_px, side_px, num_frames=num_frames)
     tracks = start_tracks(pipeline, fmt, Given(), 0)
-    text = pipeline.text_encoder(["a red ball bounces on a gray background"])
+    with torch.autocast(pipeline.device.type, torch.bfloat16):
+        text = pipeline.text_encoder(["a red ball bounces on a gray background"])
     guided = GuidedDenoiser(pipeline.denoiser, pipeline.path, text)
     codec = pipeline.video_codec
     assert isinstance(codec, CausalVideoCodec)

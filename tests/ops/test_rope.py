@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vitascope.core.errors import ShapeError
-from vitascope.ops.rope import axial_table, periods_to_frequencies, rotary_table, rotate
+from vitascope.ops.rope import axial_table, grid_table, index_table, periods_to_frequencies, rotary_table, rotate
 
 PERIODS = (0.1, 100.0)
 
@@ -75,3 +75,36 @@ def test_widths_that_do_not_fit_are_refused_with_the_nearest() -> None:
         rotary_table(torch.zeros(1), 7, *PERIODS)
     with pytest.raises(ShapeError, match="heads of 6 cannot be divided between 2"):
         axial_table([torch.zeros(1)] * 2, 6, *PERIODS)
+
+
+def test_neighbours_are_the_halves_in_another_order() -> None:
+    x, table = torch.randn(2, 5, 3, 8), index_table(torch.arange(5), 8)
+    apart = torch.cat([x[..., 0::2], x[..., 1::2]], -1)  # neighbours brought to the two halves
+    turned = rotate(apart, table)
+    expected = torch.stack(turned.chunk(2, -1), -1).flatten(-2)
+    torch.testing.assert_close(rotate(x, table, neighbours=True), expected)
+
+
+def test_a_table_per_head_turns_each_head_by_its_own() -> None:
+    x, tables = torch.randn(2, 5, 3, 8), [index_table(torch.arange(5), 8, theta) for theta in (10.0, 100.0, 1e4)]
+    stacked = torch.stack([cos for cos, _ in tables], 1), torch.stack([sin for _, sin in tables], 1)
+    turned = rotate(x, stacked, per_head=True)
+    for head, table in enumerate(tables):
+        torch.testing.assert_close(turned[:, :, head : head + 1], rotate(x[:, :, head : head + 1], table))
+
+
+def test_index_tables_have_their_angles_in_double_precision() -> None:
+    cos, sin = index_table(torch.tensor([0, 1, 1000]), 6, 10_000.0)
+    angles = [[n * 10_000.0 ** (-i / 3) for i in range(3)] for n in (0, 1, 1000)]
+    torch.testing.assert_close(cos, torch.tensor(angles, dtype=torch.float64).cos().float(), rtol=0, atol=1e-7)
+    torch.testing.assert_close(sin, torch.tensor(angles, dtype=torch.float64).sin().float(), rtol=0, atol=1e-7)
+
+
+def test_a_grid_of_tables_gives_each_axis_its_share_of_the_pairs() -> None:
+    sizes, widths = (2, 3, 4), (4, 2, 6)
+    tables = [index_table(torch.arange(n), width) for n, width in zip(sizes, widths, strict=True)]
+    cos, sin = grid_table(tables)
+    assert cos.shape == sin.shape == (24, 6)
+    for place, (t, h, w) in enumerate((t, h, w) for t in range(2) for h in range(3) for w in range(4)):
+        expected = torch.cat([tables[0][0][t], tables[1][0][h], tables[2][0][w]])
+        assert torch.equal(cos[place], expected)

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from vitascope.cli.memory import keep_freed_memory
 from vitascope.core.errors import InputError
 from vitascope.training.loop import Progress, RunOptions, RunResult, newest_step, run
 from vitascope.training.recipe import read_recipe
@@ -60,6 +61,8 @@ def train_recipe(
     """Read the recipe, build its stage and run it, with progress on `console`."""
     recipe = read_recipe(recipe_file, lambda name: stage_kind(name).options, settings)
     where = torch_device(choices.device)
+    if where.type == "cpu":
+        keep_freed_memory()
     step = newest_step(folder)
     if choices.resume and step is None:
         console.print(f"no checkpoint in {folder}: starting at step 0")

@@ -16,6 +16,7 @@ from vitascope.core.errors import CheckpointError, InputError, VitascopeError, c
 from vitascope.core.shapes import latent_frames
 from vitascope.diffusion.paths import RectifiedFlow
 from vitascope.models import build_model
+from vitascope.nn.precision import store_matrices
 from vitascope.tasks.pipeline import PRECISIONS, Defaults, Pipeline
 from vitascope.weights.checkpoint import file_digest, load_checkpoint
 from vitascope.weights.config import config_from_dict
@@ -44,6 +45,10 @@ def load_pipeline(model: str = POCKET, device: str = "auto", precision: str = "a
     files = {name: folder / f"{name}.safetensors" for name in PARTS}
     parts: dict[str, Any] = {name: _load_part(name, path).to(place) for name, path in files.items()}
     _check_parts(folder, parts, defaults)
+    reduced = choose_precision(precision, place)
+    if reduced != torch.float32:
+        for name in ("denoiser", "text_encoder"):
+            store_matrices(parts[name], reduced)
     patch, audio_patch = _patches(parts["denoiser"])
     return Pipeline(
         name=model,
@@ -51,7 +56,7 @@ def load_pipeline(model: str = POCKET, device: str = "auto", precision: str = "a
         path=RectifiedFlow(),
         defaults=defaults,
         device=place,
-        precision=choose_precision(precision, place),
+        precision=reduced,
         patch=patch,
         audio_patch=audio_patch,
         fingerprint=_fingerprint(files),

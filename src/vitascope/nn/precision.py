@@ -1,0 +1,20 @@
+"""Weights kept in the precision that they are used in."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""Layers whose weights and biases autocast rounds."""
+
+
+def store_matrices(module: nn.Module, dtype: torch.dtype) -> None:
+    """Round the weights and biases of linear maps and convolutions to `dtype` once, in place.
+
+    Autocast rounds weights without gradients anew at every call; after this it finds nothing to do, and results under
+    it are the same to the bit. Without autocast the module then needs inputs of `dtype`.
+    """
+    for part in module.modules():
+        if isinstance(part, MATRICES):
+            part.to(dtype)
