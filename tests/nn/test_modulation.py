@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from vitascope.core.errors import InputError
-from vitascope.nn.feed_forward import FeedForward
+from vitascope.nn.feed_forward import KINDS, FeedForward, FeedForwardKind
 from vitascope.nn.modulation import ModulationProjection, OffsetModulation, OwnModulation, modulate
 from vitascope.nn.norms import RMSNorm, layer_norm
 
@@ -43,9 +43,9 @@ def test_vectors_are_read_in_order_and_offsets_are_added() -> None:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("kind", ["gelu", "geglu", "swiglu"])
-def test_feed_forward_kinds(kind: str, bias: bool) -> None:
-    layer = FeedForward(6, 10, kind, bias=bias)  # type: ignore[arg-type]
+@pytest.mark.parametrize("kind", KINDS)
+def test_feed_forward_kinds(kind: FeedForwardKind, bias: bool) -> None:
+    layer = FeedForward(6, 10, kind, bias=bias)
     assert (layer.rise.bias is None) == (layer.fall.bias is None) == (not bias)
     x = torch.randn(2, 3, 6)
     hidden = layer.rise(x)

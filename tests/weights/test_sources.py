@@ -106,6 +106,12 @@ def test_faults_of_shards_are_told(tmp_path: Path) -> None:
     second.write_bytes(first.read_bytes())
     with pytest.raises(CheckpointError, match="lacks 3 tensors that the index names"):
         open_source(tmp_path)
+    second.write_bytes(whole)
+    save_file(TENSORS, first)
+    with pytest.raises(
+        CheckpointError, match=rf"tensor layer\.0\.q stands in two shards: {first.name} and {second.name}"
+    ):
+        open_source(tmp_path)
     index.write_text(json.dumps({"weight_map": {"a": "../elsewhere.safetensors"}}))
     with pytest.raises(CheckpointError, match="names a shard outside its folder"):
         open_source(tmp_path)

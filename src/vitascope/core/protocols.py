@@ -8,6 +8,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from vitascope.core.errors import CapabilityError
 from vitascope.core.shapes import VideoStrides
 from vitascope.core.tracks import TextContext, Tracks
 
@@ -45,6 +46,22 @@ class Capabilities:
     strategies: tuple[str, ...] = ("full",)
     camera: bool = False
     condition_channels: int = 0
+
+
+def check_call(
+    can: Capabilities, tracks: Tracks, camera: Tensor | None = None, strategy: TemporalStrategy = FULL
+) -> None:
+    """Raise CapabilityError for a call that the capabilities do not cover."""
+    if not tracks or not set(tracks) <= set(can.tracks):
+        raise CapabilityError(f"the model has the tracks {', '.join(can.tracks)}; got {', '.join(tracks) or 'none'}")
+    if strategy.kind not in can.strategies:
+        raise CapabilityError(f"the model has the strategies {', '.join(can.strategies)}, not {strategy.kind}")
+    if camera is not None and not can.camera:
+        raise CapabilityError("the model takes no camera path")
+    for track in tracks.values():
+        given = 0 if track.condition is None else track.condition.shape[1]
+        if given != can.condition_channels:
+            raise CapabilityError(f"the model reads {can.condition_channels} channels beside the latents, got {given}")
 
 
 class Denoiser(Protocol):

@@ -10,12 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
 
 from vitascope.core.errors import CheckpointError
+
+LEAVES = ("weight", "bias")
+"""What a linear map or a convolution holds."""
 
 
 @dataclass(frozen=True)
@@ -157,16 +159,11 @@ def plan(table: KeyTable, names: Iterable[str], *, writing: bool = False, label:
 
     Raises CheckpointError naming what no rule takes, what two rules would write, and what lacks its companions.
     """
-    given = list(names)
+    given, find = list(names), _Finder(table, writing)
     moves: dict[tuple[int, tuple[str, ...]], Move] = {}
     unknown = []
     for name in given:
-        found = [
-            (number, values)
-            for number, rule in enumerate(table)
-            for pattern in (rule.ours if writing else rule.theirs)
-            if (values := _match(pattern, name)) is not None
-        ]
+        found = find(name)
         if not found:
             unknown.append(name)
         for number, values in found:
@@ -208,17 +205,45 @@ def _check(moves: Sequence[Move], given: Sequence[str], unknown: Sequence[str], 
         raise CheckpointError(f"the tensors of {label} do not fit: {'; '.join(problems)}")
 
 
-@cache
+class _Finder:
+    """The rules that take a name, by their numbers, with the fields of its pattern: plain names are looked up, and only
+    patterns with fields are tried one by one (a table may hold a thousand rules)."""
+
+    def __init__(self, table: KeyTable, writing: bool) -> None:
+        self._plain: dict[str, list[int]] = {}
+        self._patterns: list[tuple[int, re.Pattern[str]]] = []
+        for number, rule in enumerate(table):
+            for pattern in rule.ours if writing else rule.theirs:
+                if "{" in pattern:
+                    self._patterns.append((number, _expression(pattern)))
+                else:
+                    self._plain.setdefault(pattern, []).append(number)
+
+    def __call__(self, name: str) -> list[tuple[int, dict[str, str]]]:
+        plain: list[tuple[int, dict[str, str]]] = [(number, {}) for number in self._plain.get(name, ())]
+        matches = ((number, pattern.fullmatch(name)) for number, pattern in self._patterns)
+        return plain + [(number, match.groupdict()) for number, match in matches if match is not None]
+
+
+def renamed_layers(names: Mapping[str, str]) -> list[Rule]:
+    """Weight and bias of each layer, theirs to ours."""
+    return [Rename(f"{theirs}.{leaf}", f"{ours}.{leaf}") for theirs, ours in names.items() for leaf in LEAVES]
+
+
+def fused_layers(names: Mapping[str, Sequence[str]]) -> list[Rule]:
+    """Weight and bias of each of our layers that several of theirs make."""
+    return [
+        Fuse(tuple(f"{name}.{leaf}" for name in theirs), f"{ours}.{leaf}")
+        for ours, theirs in names.items()
+        for leaf in LEAVES
+    ]
+
+
 def _expression(pattern: str) -> re.Pattern[str]:
     """`blocks.{layer}.weight` as a regular expression; a field stands for what lies between two dots."""
     parts = re.split(r"\{(\w+)\}", pattern)
     text = "".join(f"(?P<{part}>[^.]+)" if index % 2 else re.escape(part) for index, part in enumerate(parts))
     return re.compile(text)
-
-
-def _match(pattern: str, name: str) -> dict[str, str] | None:
-    found = _expression(pattern).fullmatch(name)
-    return None if found is None else found.groupdict()
 
 
 def _cut(tensor: Tensor, parts: tuple[int, ...], name: str) -> list[Tensor]:

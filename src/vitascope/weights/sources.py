@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Protocol
 
 import torch
@@ -21,6 +22,7 @@ from vitascope.core.errors import CheckpointError
 WEIGHTS = ("diffusion_pytorch_model", "model")
 """What diffusers and transformers call the weights in a folder."""
 PICKLES = (".pth", ".pt", ".bin", ".ckpt")
+_WHAT_UNPICKLING_RAISES = (UnpicklingError, RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError)
 
 
 class TensorSource(Protocol):
@@ -162,6 +164,9 @@ def _read_index(index: Path) -> dict[str, Path]:
         absent = sorted(set(names) - set(there))
         if absent:
             raise CheckpointError(f"shard {path} lacks {len(absent)} tensors that the index names ({absent[0]}, ...)")
+        doubled = sorted(places.keys() & set(there))
+        if doubled:
+            raise CheckpointError(f"tensor {doubled[0]} stands in two shards: {places[doubled[0]].name} and {file}")
         places |= dict.fromkeys(there, path)
     return places
 
@@ -181,7 +186,7 @@ def _open_pickle(path: Path, allow_pickle: bool) -> MemorySource:
         )
     try:
         found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
+    except _WHAT_UNPICKLING_RAISES as error:
         raise CheckpointError(f"{path} cannot be read as weights alone: {_one_line(error)}") from error
     for key in ("state_dict", "model", "module"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):

@@ -26,7 +26,7 @@ def load_streaming(
     Never holds more than the model so far and the tensors of one rule. `report(rules done, rules in all)`. Raises
     CheckpointError, naming the tensors, when the source does not fit the model; the model is then useless.
     """
-    wanted = dict(model.named_parameters()) | {n: b for n, b in model.named_buffers() if n in model.state_dict()}
+    wanted = model.state_dict(keep_vars=True)
     moves = plan(table, source.names(), label=source.label)
     unknown = [name for move in moves for name in move.ours if name not in wanted]
     missing = sorted(wanted.keys() - {name for move in moves for name in move.ours})

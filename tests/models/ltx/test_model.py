@@ -16,7 +16,7 @@ from vitascope.core.protocols import CAUSAL, Denoiser, Prepares
 from vitascope.core.tracks import TextContext, Track
 from vitascope.models.ltx.config import LTXConfig
 from vitascope.models.ltx.keys import diffusers_keys, original_keys
-from vitascope.models.ltx.model import LTXDenoiser
+from vitascope.models.ltx.model import LTXBlock, LTXDenoiser
 from vitascope.weights.checkpoint import load_into
 from vitascope.weights.keys import convert
 
@@ -173,7 +173,8 @@ def test_gradients_reach_every_weight_with_and_without_checkpointing() -> None:
         torch.manual_seed(0)
         model = LTXDenoiser(case.config, gradient_checkpointing=saving)
         for block in model.blocks:
-            nn.init.normal_(block.cross.out.weight)  # type: ignore[union-attr]
+            assert isinstance(block, LTXBlock)
+            nn.init.normal_(block.cross.out.weight)
         (model({"video": track}, text)["video"] * draw(*track.values.shape, seed=5)).sum().backward()
         grads.append({name: parameter.grad for name, parameter in model.named_parameters()})
     for name, grad in grads[0].items():
@@ -184,7 +185,7 @@ def test_gradients_reach_every_weight_with_and_without_checkpointing() -> None:
 
 def test_what_the_model_cannot_take_is_refused() -> None:
     model, (track, text) = LTXDenoiser(SMALL), inputs(CASES["plain"])
-    with pytest.raises(CapabilityError, match="no camera path"):
+    with pytest.raises(CapabilityError, match="has the strategies full, not causal"):
         model({"video": track}, text, strategy=CAUSAL)
     with pytest.raises(CapabilityError, match="got none"):
         model({}, text)

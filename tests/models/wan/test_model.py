@@ -15,7 +15,7 @@ from vitascope.core.protocols import CAUSAL, Denoiser, Prepares
 from vitascope.core.tracks import TextContext, Track
 from vitascope.models.wan.config import WanConfig
 from vitascope.models.wan.keys import diffusers_keys, original_keys
-from vitascope.models.wan.model import WanDenoiser
+from vitascope.models.wan.model import WanBlock, WanDenoiser
 from vitascope.weights.checkpoint import load_into
 from vitascope.weights.keys import convert
 
@@ -195,7 +195,8 @@ def test_gradients_reach_every_weight_with_and_without_checkpointing() -> None:
         model = WanDenoiser(case.config, gradient_checkpointing=saving)
         nn.init.normal_(model.head.weight)
         for block in model.blocks:
-            nn.init.normal_(block.cross.out.weight)  # type: ignore[union-attr]
+            assert isinstance(block, WanBlock)
+            nn.init.normal_(block.cross.out.weight)
         (model({"video": track}, text)["video"] * draw(*track.values.shape, seed=5)).sum().backward()
         grads.append({name: parameter.grad for name, parameter in model.named_parameters()})
     for name, grad in grads[0].items():
@@ -210,7 +211,7 @@ def test_what_the_model_cannot_take_is_refused() -> None:
     track, text = inputs(case)
     with pytest.raises(CapabilityError, match="reads 20 channels beside the latents, got 0"):
         model({"video": replace(track, condition=None)}, text)
-    with pytest.raises(CapabilityError, match="no temporal strategy"):
+    with pytest.raises(CapabilityError, match="has the strategies full, not causal"):
         model({"video": track}, text, strategy=CAUSAL)
     with pytest.raises(CapabilityError, match="got video, audio"):
         model({"video": track, "audio": track}, text)

@@ -108,7 +108,8 @@ class LocalUp(nn.Module):
         self.widen = nn.ModuleList(nn.Linear(below, 4 * above) for above, below in pairwise(channels))
         self.leave = nn.Conv2d(channels[0], latent_channels, 3, padding=1)
         nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)  # type: ignore[arg-type]
+        assert self.leave.bias is not None
+        nn.init.zeros_(self.leave.bias)
 
     def forward(self, x_BTND: Tensor, levels: list[Tensor], condition_BTHWD: Tensor) -> Tensor:
         """What is added to the prediction, (B, C, T, H, W)."""

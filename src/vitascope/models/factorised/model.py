@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from vitascope.core.errors import CapabilityError
-from vitascope.core.protocols import FULL, Capabilities, TemporalStrategy
+from vitascope.core.protocols import FULL, Capabilities, TemporalStrategy, check_call
 from vitascope.core.tracks import AUDIO, VIDEO, TextContext, Track, Tracks
 from vitascope.models.factorised.block import AUDIO_VECTORS, EXCHANGE_VECTORS, VIDEO_VECTORS, Layer, Surroundings
 from vitascope.models.factorised.config import FactorisedConfig
 from vitascope.models.factorised.local import LocalDown, LocalUp
 from vitascope.models.factorised.timing import Spans, build_masks
+from vitascope.nn.checkpointing import run_layer
 from vitascope.nn.embeddings import CameraEmbedding, LabelEmbedding, LevelEmbedding, SpatialPositions, sinusoidal
 from vitascope.nn.modulation import ModulationProjection, OwnModulation, modulate
 from vitascope.nn.norms import RMSNorm, layer_norm
@@ -133,10 +133,7 @@ class FactorisedDenoiser(nn.Module):
             **self._tables(video, video_spans, audio_spans),
         )
         for layer in self.layers:
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                x, y = checkpoint(layer, x, y, around, use_reentrant=False)
-            else:
-                x, y = layer(x, y, around)
+            x, y = run_layer(self.gradient_checkpointing, layer, x, y, around)
         out: dict[str, Tensor] = {}
         if video is not None and x is not None and self.video is not None and video_condition is not None:
             prediction = unpatchify(self.video.finish(x, video_condition), self.config.patch, video.values.shape)
@@ -149,14 +146,7 @@ class FactorisedDenoiser(nn.Module):
         return out
 
     def _check(self, tracks: Tracks, camera: Tensor | None, strategy: TemporalStrategy) -> None:
-        can = self.capabilities
-        if not tracks or not set(tracks) <= set(can.tracks):
-            given = ", ".join(tracks) or "none"
-            raise CapabilityError(f"the model has the tracks {', '.join(can.tracks)}; got {given}")
-        if strategy.kind not in can.strategies:
-            raise CapabilityError(f"the model has the strategies {', '.join(can.strategies)}, not {strategy.kind}")
-        if camera is not None and not can.camera:
-            raise CapabilityError("the model takes no camera path")
+        check_call(self.capabilities, tracks, camera, strategy)
         for name, patch in ((VIDEO, self.config.patch), (AUDIO, (self.config.audio_patch,))):
             if name in tracks:
                 check_patch(name, tracks[name].values.shape[2:], patch)

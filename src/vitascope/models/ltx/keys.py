@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from vitascope.weights.keys import Fuse, KeyTable, Rename, Rule
+from vitascope.weights.keys import KeyTable, Rename, Rule, fused_layers, renamed_layers
 
-LEAVES = ("weight", "bias")
 ENDS = {"proj_in": "embed", "time_embed.linear": "vectors", "proj_out": "head"}
 """diffusers' names of the parts outside the blocks, and ours; those of their embeddings below."""
 EMBEDDINGS = {
@@ -28,13 +27,12 @@ def diffusers_keys(norms: tuple[str, str] = ("norm_q", "norm_k"), ends: dict[str
     names = {**ends, **{t.replace("time_embed", _time(ends)): o for t, o in EMBEDDINGS.items()}}
     names |= {f"{theirs_block}.{theirs}": f"{block}.{ours}" for theirs, ours in BLOCK.items()}
     rules: list[Rule] = [
-        Rename(f"{theirs}.{leaf}", f"{ours}.{leaf}") for theirs, ours in names.items() for leaf in LEAVES
-    ]
-    for ours, attention, parts in (("attention.qkv", "attn1", "qkv"), ("cross.kv", "attn2", "kv")):
-        rules += [
-            Fuse(tuple(f"{theirs_block}.{attention}.to_{part}.{leaf}" for part in parts), f"{block}.{ours}.{leaf}")
-            for leaf in LEAVES
-        ]
+        *renamed_layers(names),
+        *fused_layers({
+            f"{block}.attention.qkv": [f"{theirs_block}.attn1.to_{part}" for part in "qkv"],
+            f"{block}.cross.kv": [f"{theirs_block}.attn2.to_{part}" for part in "kv"],
+        }),
+    ]  # fmt: skip
     for theirs, ours in (("attn1", "attention"), ("attn2", "cross")):
         rules += [
             Rename(f"{theirs_block}.{theirs}.{norm}.weight", f"{block}.{ours}.norm_{part}.weight")

@@ -13,13 +13,12 @@ from math import pi
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from vitascope.core.errors import CapabilityError
-from vitascope.core.protocols import FULL, Capabilities, TemporalStrategy
+from vitascope.core.protocols import FULL, Capabilities, TemporalStrategy, check_call
 from vitascope.core.tracks import VIDEO, TextContext, Track, Tracks
 from vitascope.models.ltx.config import LTXConfig
 from vitascope.nn.attention import AttentionKind, CrossAttention, KeysValues, SelfAttention
+from vitascope.nn.checkpointing import run_layer
 from vitascope.nn.embeddings import timestep_features
 from vitascope.nn.feed_forward import FeedForward
 from vitascope.nn.modulation import modulate
@@ -90,8 +89,11 @@ class LTXDenoiser(nn.Module):
     def prepare(self, text: TextContext) -> TextContext:
         """The text with the keys and values of every block: what a clip needs once and not at every step."""
         embedded = self.text_out(F.gelu(self.text_in(text.embeddings), approximate="tanh"))
-        pairs = [block.cross.keys_values(embedded) for block in self.blocks]  # type: ignore[union-attr]
-        return replace(text, prepared=tuple(part for pair in pairs for part in pair))
+        parts: list[Tensor] = []
+        for block in self.blocks:
+            assert isinstance(block, LTXBlock)
+            parts += block.cross.keys_values(embedded)
+        return replace(text, prepared=tuple(parts))
 
     def forward(
         self,
@@ -105,10 +107,7 @@ class LTXDenoiser(nn.Module):
         `times_s` of the track are when each latent frame begins. Raises CapabilityError for what the model does not
         take.
         """
-        if set(tracks) != {VIDEO}:
-            raise CapabilityError(f"the model has the track {VIDEO}; got {', '.join(tracks) or 'none'}")
-        if camera is not None or strategy.kind != "full" or tracks[VIDEO].condition is not None:
-            raise CapabilityError("the model takes no camera path, condition or temporal strategy but full")
+        check_call(self.capabilities, tracks, camera, strategy)
         track, dtype = tracks[VIDEO], self.embed.weight.dtype
         x_BLD = self.embed(patchify(track.values.to(dtype), PATCH).flatten(1, 2))
         level_BLD, vectors_BL6D = self._modulation(track, dtype)
@@ -116,11 +115,7 @@ class LTXDenoiser(nn.Module):
         table = self._table(track)
         memories = zip(text.prepared[::2], text.prepared[1::2], strict=True)
         for block, memory in zip(self.blocks, memories, strict=True):
-            inputs = (x_BLD, vectors_BL6D, memory, text.mask, table)
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                x_BLD = checkpoint(block, *inputs, use_reentrant=False)
-            else:
-                x_BLD = block(*inputs)
+            x_BLD = run_layer(self.gradient_checkpointing, block, x_BLD, vectors_BL6D, memory, text.mask, table)
         shift, scale = (self.head_offsets + level_BLD.unsqueeze(-2)).unbind(-2)
         out = self.head(modulate(layer_norm(x_BLD).to(dtype), shift, scale))
         shape = (len(out), self.config.out_channels, *track.values.shape[2:])

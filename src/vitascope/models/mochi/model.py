@@ -7,20 +7,17 @@ B clips, L video tokens (T h w), S words, D width of the video stream, C of the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from vitascope.core.errors import CapabilityError
-from vitascope.core.protocols import FULL, Capabilities, TemporalStrategy
+from vitascope.core.protocols import FULL, Capabilities, TemporalStrategy, check_call
 from vitascope.core.tracks import VIDEO, TextContext, Track, Tracks
 from vitascope.models.mochi.config import MochiConfig
 from vitascope.nn.attention import KeysValues
+from vitascope.nn.checkpointing import run_layer
 from vitascope.nn.embeddings import timestep_features
 from vitascope.nn.feed_forward import FeedForward
 from vitascope.nn.modulation import modulate
@@ -186,8 +183,9 @@ class MochiDenoiser(nn.Module):
 
         Raises CapabilityError for what the model does not take, ShapeError for sizes that do not fill the patches.
         """
-        self._check(tracks, camera, strategy)
+        check_call(self.capabilities, tracks, camera, strategy)
         track, config, dtype = tracks[VIDEO], self.config, self.embed.weight.dtype
+        check_patch(VIDEO, tuple(track.values.shape[2:]), config.patch_sizes)
         text = text if text.prepared else self.prepare(replace(text, embeddings=text.embeddings.to(dtype)))
         pooled, *rest = text.prepared
         level_B = track.noise.flatten(1).amax(1)
@@ -196,23 +194,19 @@ class MochiDenoiser(nn.Module):
         x_BLD = self.embed(patchify(track.values.to(dtype), config.patch_sizes).flatten(1, 2))
         table = self._table(track)
         mask = F.pad(text.mask, (x_BLD.shape[1], 0), value=True)[:, None, None]
+        saving = self.gradient_checkpointing
         if config.text_sees == "all":
             y_BSC = rest[0]
             for block in self.blocks:
-                x_BLD, y_BSC = self._call(block, x_BLD, y_BSC, condition, mask, table)
+                x_BLD, y_BSC = run_layer(saving, block, x_BLD, y_BSC, condition, mask, table)
         else:
             for block, memory in zip(self.blocks, zip(rest[::2], rest[1::2], strict=True), strict=True):
                 assert isinstance(block, MochiBlock)
-                x_BLD = self._call(block.recall, x_BLD, memory, condition, mask, table)
+                x_BLD = run_layer(saving, block.recall, x_BLD, memory, condition, mask, table)
         scale, shift = self.head_modulation(F.silu(condition)).unsqueeze(1).chunk(2, -1)
         out = self.head(modulate(layer_norm(x_BLD, 1e-6).to(dtype), shift, scale))
         velocity = -unpatchify(out, config.patch_sizes, tuple(track.values.shape), channels_last=True)
         return {VIDEO: velocity.to(track.values.dtype)}
-
-    def _call(self, part: Callable[..., Any], *inputs: Any) -> Any:
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(part, *inputs, use_reentrant=False)
-        return part(*inputs)
 
     def _table(self, track: Track) -> RotaryTable:
         """(L, H, E / 2): learned frequencies of time, rows and columns; places are centred and scaled to one area."""
@@ -225,10 +219,3 @@ class MochiDenoiser(nn.Module):
         positions_L3 = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
         angles = torch.einsum("la,ahe->lhe", positions_L3, self.frequencies.float())
         return angles.cos(), angles.sin()
-
-    def _check(self, tracks: Tracks, camera: Tensor | None, strategy: TemporalStrategy) -> None:
-        if set(tracks) != {VIDEO}:
-            raise CapabilityError(f"the model has the track {VIDEO}; got {', '.join(tracks) or 'none'}")
-        if camera is not None or strategy.kind != "full" or tracks[VIDEO].condition is not None:
-            raise CapabilityError("the model takes no camera path, condition or temporal strategy but full")
-        check_patch(VIDEO, tuple(tracks[VIDEO].values.shape[2:]), self.config.patch_sizes)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from vitascope.models.wan.config import WanConfig
-from vitascope.weights.keys import Drop, Flatten, Fuse, KeyTable, Rename, Rule, Squeeze
-
-LEAVES = ("weight", "bias")
+from vitascope.weights.keys import Drop, Flatten, KeyTable, Rename, Rule, Squeeze, fused_layers, renamed_layers
 
 
 def diffusers_keys(config: WanConfig) -> KeyTable:
     """Names of `WanTransformer3DModel`."""
     block = "blocks.{layer}"
     rules: list[Rule] = [
-        *_linears({
+        *renamed_layers({
             "condition_embedder.time_embedder.linear_1": "level_in",
             "condition_embedder.time_embedder.linear_2": "level_out",
             "condition_embedder.time_proj": "vectors",
@@ -25,7 +23,7 @@ def diffusers_keys(config: WanConfig) -> KeyTable:
             f"{block}.ffn.net.0.proj": f"{block}.feed_forward.rise",
             f"{block}.ffn.net.2": f"{block}.feed_forward.fall",
         }),
-        *_fused({
+        *fused_layers({
             f"{block}.attention.qkv": [f"{block}.attn1.to_{part}" for part in "qkv"],
             f"{block}.cross.kv": [f"{block}.attn2.to_{part}" for part in "kv"],
         }),
@@ -36,14 +34,14 @@ def diffusers_keys(config: WanConfig) -> KeyTable:
         *_patch_embedding(config),
     ]  # fmt: skip
     if config.cross_norm:
-        rules += _linears({f"{block}.norm2": f"{block}.cross_norm"})
+        rules += renamed_layers({f"{block}.norm2": f"{block}.cross_norm"})
     if config.image_width:
         image = "condition_embedder.image_embedder"
-        rules += _linears({
+        rules += renamed_layers({
             f"{image}.norm1": "image.norm_in", f"{image}.norm2": "image.norm_out",
             f"{image}.ff.net.0.proj": "image.rise", f"{image}.ff.net.2": "image.fall",
         })  # fmt: skip
-        rules += _fused({f"{block}.cross.image_kv": [f"{block}.attn2.add_{part}_proj" for part in "kv"]})
+        rules += fused_layers({f"{block}.cross.image_kv": [f"{block}.attn2.add_{part}_proj" for part in "kv"]})
         rules += [
             Rename(f"{block}.attn2.norm_added_k.weight", f"{block}.cross.image_norm_k.weight"),
             Drop(f"{block}.attn2.norm_added_q.weight"),
@@ -57,7 +55,7 @@ def original_keys(config: WanConfig) -> KeyTable:
     """Names of the authors' files. Their norm3 is diffusers' norm2: the one before the cross-attention."""
     block = "blocks.{layer}"
     rules: list[Rule] = [
-        *_linears({
+        *renamed_layers({
             "time_embedding.0": "level_in",
             "time_embedding.2": "level_out",
             "time_projection.1": "vectors",
@@ -70,7 +68,7 @@ def original_keys(config: WanConfig) -> KeyTable:
             f"{block}.ffn.0": f"{block}.feed_forward.rise",
             f"{block}.ffn.2": f"{block}.feed_forward.fall",
         }),
-        *_fused({
+        *fused_layers({
             f"{block}.attention.qkv": [f"{block}.self_attn.{part}" for part in "qkv"],
             f"{block}.cross.kv": [f"{block}.cross_attn.{part}" for part in "kv"],
         }),
@@ -81,31 +79,17 @@ def original_keys(config: WanConfig) -> KeyTable:
         *_patch_embedding(config),
     ]  # fmt: skip
     if config.cross_norm:
-        rules += _linears({f"{block}.norm3": f"{block}.cross_norm"})
+        rules += renamed_layers({f"{block}.norm3": f"{block}.cross_norm"})
     if config.image_width:
-        rules += _linears({
+        rules += renamed_layers({
             "img_emb.proj.0": "image.norm_in", "img_emb.proj.1": "image.rise",
             "img_emb.proj.3": "image.fall", "img_emb.proj.4": "image.norm_out",
         })  # fmt: skip
-        rules += _fused({f"{block}.cross.image_kv": [f"{block}.cross_attn.{part}_img" for part in "kv"]})
+        rules += fused_layers({f"{block}.cross.image_kv": [f"{block}.cross_attn.{part}_img" for part in "kv"]})
         rules.append(Rename(f"{block}.cross_attn.norm_k_img.weight", f"{block}.cross.image_norm_k.weight"))
     if config.image_positions:
         rules.append(Squeeze("img_emb.emb_pos", "image.positions", 1))
     return tuple(rules)
-
-
-def _linears(names: dict[str, str]) -> list[Rule]:
-    """Weight and bias of each, theirs to ours."""
-    return [Rename(f"{theirs}.{leaf}", f"{ours}.{leaf}") for theirs, ours in names.items() for leaf in LEAVES]
-
-
-def _fused(names: dict[str, list[str]]) -> list[Rule]:
-    """Weight and bias of projections that are one of ours."""
-    return [
-        Fuse(tuple(f"{name}.{leaf}" for name in theirs), f"{ours}.{leaf}")
-        for ours, theirs in names.items()
-        for leaf in LEAVES
-    ]
 
 
 def _patch_embedding(config: WanConfig) -> list[Rule]:

@@ -12,13 +12,13 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from vitascope.core.errors import CapabilityError, ShapeError
-from vitascope.core.protocols import FULL, Capabilities, TemporalStrategy
+from vitascope.core.errors import ShapeError
+from vitascope.core.protocols import FULL, Capabilities, TemporalStrategy, check_call
 from vitascope.core.tracks import VIDEO, TextContext, Track, Tracks
 from vitascope.models.wan.config import WanConfig
 from vitascope.nn.attention import AttentionKind, CrossAttention, KeysValues, SelfAttention
+from vitascope.nn.checkpointing import run_layer
 from vitascope.nn.embeddings import timestep_features
 from vitascope.nn.feed_forward import FeedForward
 from vitascope.nn.modulation import modulate
@@ -138,9 +138,11 @@ class WanDenoiser(nn.Module):
         """The text with the keys and values of every block: what a clip needs once and not at every step."""
         embedded = self.text_out(F.gelu(self.text_in(text.embeddings), approximate="tanh"))
         image = None if self.image is None or text.image is None else self.image(text.image)
-        memories = [block.cross.remember(embedded, image) for block in self.blocks]  # type: ignore[union-attr]
-        flat = [part for memory in memories for pair in memory if pair is not None for part in pair]
-        return replace(text, prepared=tuple(flat))
+        parts: list[Tensor] = []
+        for block in self.blocks:
+            assert isinstance(block, WanBlock)
+            parts += [part for pair in block.cross.remember(embedded, image) if pair is not None for part in pair]
+        return replace(text, prepared=tuple(parts))
 
     def forward(
         self,
@@ -153,8 +155,9 @@ class WanDenoiser(nn.Module):
 
         Raises CapabilityError for what the model does not take, ShapeError for sizes that do not fill the patches.
         """
-        self._check(tracks, camera, strategy)
+        check_call(self.capabilities, tracks, camera, strategy)
         track, config = tracks[VIDEO], self.config
+        check_patch(VIDEO, tuple(track.values.shape[2:]), config.patch)
         values = track.values if track.condition is None else torch.cat([track.values, track.condition], 1)
         dtype = self.embed.weight.dtype
         x_BLD = self.embed(patchify(values.to(dtype), config.patch)).flatten(1, 2)
@@ -162,10 +165,7 @@ class WanDenoiser(nn.Module):
         text = text if text.prepared else self.prepare(replace(text, embeddings=text.embeddings.to(dtype)))
         table = self._table(values.shape, values.device)
         for block, memory in zip(self.blocks, self._memories(text), strict=True):
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                x_BLD = checkpoint(block, x_BLD, vectors_BL6D, memory, table, use_reentrant=False)
-            else:
-                x_BLD = block(x_BLD, vectors_BL6D, memory, table)
+            x_BLD = run_layer(self.gradient_checkpointing, block, x_BLD, vectors_BL6D, memory, table)
         shift, scale = (self.head_offsets.float() + level_BLD.float().unsqueeze(-2)).unbind(-2)
         out = self.head(modulate(layer_norm(x_BLD, config.eps), shift, scale).to(dtype))
         shape = (len(values), config.out_channels, *values.shape[2:])
@@ -201,14 +201,3 @@ class WanDenoiser(nn.Module):
         return grid_table(
             [index_table(torch.arange(n, device=device), width) for n, width in zip(sizes, widths, strict=True)]
         )
-
-    def _check(self, tracks: Tracks, camera: Tensor | None, strategy: TemporalStrategy) -> None:
-        if set(tracks) != {VIDEO}:
-            raise CapabilityError(f"the model has the track {VIDEO}; got {', '.join(tracks) or 'none'}")
-        if camera is not None or strategy.kind != "full":
-            raise CapabilityError("the model takes no camera path and no temporal strategy but full")
-        track, wanted = tracks[VIDEO], self.config.condition_channels
-        given = 0 if track.condition is None else track.condition.shape[1]
-        if given != wanted:
-            raise CapabilityError(f"the model reads {wanted} channels beside the latents, got {given}")
-        check_patch(VIDEO, tuple(track.values.shape[2:]), self.config.patch)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from vitascope.models.codecs.wan.config import WanCodecConfig
-from vitascope.weights.keys import KeyTable, Rename, Rule, Squeeze
-
-LEAVES = ("weight", "bias")
+from vitascope.weights.keys import KeyTable, Rename, Rule, Squeeze, renamed_layers
 
 
 def diffusers_keys(config: WanCodecConfig) -> KeyTable:
@@ -79,7 +77,7 @@ def _layer(kind: Kind, theirs: str, ours: str, residual: dict[str, str]) -> list
             rules: list[Rule] = []
             for norm, conv in (("norm1", "conv1"), ("norm2", "conv2")):
                 rules.append(_norm(f"{theirs}.{residual[norm]}", f"{ours}.{norm}", 3))
-                rules += _renamed(f"{theirs}.{residual[conv]}", f"{ours}.{conv}")
+                rules += renamed_layers({f"{theirs}.{residual[conv]}": f"{ours}.{conv}"})
             return rules + (_pointwise(f"{theirs}.{residual['shortcut']}", f"{ours}.shortcut") if shortcut else [])
         case ("attention", _):
             return [
@@ -88,22 +86,18 @@ def _layer(kind: Kind, theirs: str, ours: str, residual: dict[str, str]) -> list
                 *_pointwise(f"{theirs}.proj", f"{ours}.out", 2),
             ]
         case (_, time):
-            space = _renamed(f"{theirs}.resample.1", f"{ours}.space")
-            return space + (_renamed(f"{theirs}.time_conv", f"{ours}.time") if time else [])
+            space = renamed_layers({f"{theirs}.resample.1": f"{ours}.space"})
+            return space + (renamed_layers({f"{theirs}.time_conv": f"{ours}.time"}) if time else [])
 
 
 def _ends(part: str, names: tuple[str, str, str]) -> list[Rule]:
     """First convolution, last norm and last convolution of encoder or decoder."""
     first, norm, last = names
     return [
-        *_renamed(f"{part}.{first}", f"{part}.conv_in"),
+        *renamed_layers({f"{part}.{first}": f"{part}.conv_in"}),
         _norm(f"{part}.{norm}", f"{part}.norm_out", 3),
-        *_renamed(f"{part}.{last}", f"{part}.conv_out"),
+        *renamed_layers({f"{part}.{last}": f"{part}.conv_out"}),
     ]
-
-
-def _renamed(theirs: str, ours: str) -> list[Rule]:
-    return [Rename(f"{theirs}.{leaf}", f"{ours}.{leaf}") for leaf in LEAVES]
 
 
 def _norm(theirs: str, ours: str, ones: int) -> Rule:
