@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -54,3 +55,30 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (folder / "pipeline.json").write_text(json.dumps(defaults))
     return folder
+
+
+@pytest.fixture(scope="session")
+def text_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders "t5" and "umt5" in the layout of diffusers: tiny random encoders in `text_encoder`, in shards, and
+    `tokenizer`."""
+    import torch
+    from torch import nn
+    from transformers import T5Config, T5EncoderModel, T5Tokenizer, UMT5Config, UMT5EncoderModel
+
+    root = tmp_path_factory.mktemp("pipelines")
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+    pieces += [(letter, -6.0) for letter in "abcdefghijklmnopqrstuvwxyz.,<>&"]
+    pieces += [(f"▁{word}", -3.0) for word in ("a", "red", "ball", "bounces", "wind")]
+    tokenizer = T5Tokenizer(vocab=pieces, extra_ids=0)
+    sizes: dict[str, Any] = {"vocab_size": len(pieces), "d_model": 16, "d_kv": 4, "d_ff": 24, "num_heads": 4}
+    sizes |= {"num_layers": 2, "feed_forward_proj": "gated-gelu", "decoder_start_token_id": 0}
+    for name, model in (
+        ("t5", T5EncoderModel(T5Config(**sizes))),
+        ("umt5", UMT5EncoderModel(UMT5Config(**sizes))),
+    ):
+        torch.manual_seed(0)
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.3)
+        model.save_pretrained(root / name / "text_encoder", max_shard_size="12KB")
+        tokenizer.save_pretrained(root / name / "tokenizer")
+    return root

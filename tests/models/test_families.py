@@ -14,9 +14,15 @@ from vitascope.core.errors import CheckpointError, InputError
 from vitascope.models import FAMILIES, build_model, load_model
 from vitascope.models.codecs.causal_video.config import CausalVideoConfig
 from vitascope.models.codecs.causal_video.config import Level as VideoLevel
+from vitascope.models.codecs.ltx.config import DecoderStage, EncoderStage, LTXCodecConfig
+from vitascope.models.codecs.mochi.config import MochiCodecConfig
+from vitascope.models.codecs.wan.config import WanCodecConfig
 from vitascope.models.codecs.waveform.config import WaveAttention, WaveformConfig, WaveLevel
 from vitascope.models.factorised.config import FactorisedConfig
+from vitascope.models.ltx.config import LTXConfig
+from vitascope.models.mochi.config import MochiConfig
 from vitascope.models.text.bytes.config import BytesConfig
+from vitascope.models.wan.config import WanConfig
 from vitascope.training.codecs import CodecFiles
 from vitascope.weights.checkpoint import load_checkpoint, save_checkpoint
 from vitascope.weights.config import config_to_dict
@@ -26,6 +32,17 @@ CONFIGS: dict[str, Any] = {
     "waveform": WaveformConfig(4, (WaveLevel(8, 4), WaveLevel(8, 2)), attention=WaveAttention(2, 4)),
     "bytes": BytesConfig(16, 1, 2, byte_width=8),
     "factorised": FactorisedConfig(16, 1, 2, 8, 2, 16, exchange_layers=(0,), base_grid=(2, 3)),
+    "wan": WanConfig(12, 1, 1, 16, text_width=8, image_width=8, image_positions=3, in_channels=36, frequency_width=8),
+    "ltx": LTXConfig(12, 1, 1, 4, 4, 8),
+    "mochi": MochiConfig(16, 8, 2, 1, text_width=16, frequency_width=8, text_sees="text"),
+    "wan_codec": WanCodecConfig(4, (1, 2), (True,), 1, 2, (0.1, 0.2), (1.0, 2.0)),
+    "ltx_codec": LTXCodecConfig(
+        (EncoderStage(8, 1, "both"), EncoderStage(8, 1)),
+        (DecoderStage(8, 1), DecoderStage(8, 1, "residual", 1, True)),
+        latent_channels=4,
+        timestep_conditioning=True,
+    ),
+    "mochi_codec": MochiCodecConfig((32, 32), (32, 32), (2,), (1, 1, 1), (False, True, True)),
 }
 
 

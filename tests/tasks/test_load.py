@@ -80,7 +80,7 @@ def test_settings_that_do_not_fit_are_refused(copy: Path) -> None:
         (copy / "pipeline.json").write_bytes(text.encode("utf-8", "surrogateescape"))
         with pytest.raises(CheckpointError, match=r"pipeline\.json"):
             load_pipeline(str(copy), "cpu")
-    with pytest.raises(CheckpointError, match=r"is not a model of vitascope: it has no pipeline\.json"):
+    with pytest.raises(CheckpointError, match=r"nowhere is not a model: it has neither pipeline\.json nor model_index"):
         load_pipeline("nowhere", "cpu")
 
 

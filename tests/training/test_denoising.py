@@ -140,6 +140,10 @@ def test_error_is_that_of_the_velocity_on_marked_cells() -> None:
     capped = velocity_weighted_error(x0, clean, torch.full_like(level, 1e-4), marked, 0.5)
     assert torch.allclose(capped, 4 * (x0 - clean).square()[marked.expand_as(clean)].mean(), rtol=1e-4)
     assert velocity_weighted_error(x0, clean, level, torch.zeros_like(marked), 0.05) == 0
+    share = torch.rand(3, 1, 5, 2, 2, generator=draw_) * 3
+    counted = (share * marked).expand_as(clean)
+    expected = (velocity_error * counted).sum() / counted.sum()
+    assert torch.allclose(velocity_weighted_error(x0, clean, level, marked, 0.05, share), expected, rtol=1e-4)
 
 
 def test_a_track_is_shown_with_its_noise_and_a_right_answer_costs_nothing() -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from vitascope.core.errors import TrainingError
+from vitascope.core.tracks import VIDEO
 from vitascope.models import load_model
 from vitascope.models.codecs.causal_video import config as causal_video
 from vitascope.models.codecs.causal_video.config import CausalVideoConfig
@@ -20,6 +21,7 @@ from vitascope.models.codecs.waveform import config as waveform
 from vitascope.models.codecs.waveform.config import WaveformConfig
 from vitascope.training.checkpoints import list_checkpoints, read_checkpoint, write_checkpoint
 from vitascope.training.codecs import CodecFiles
+from vitascope.training.focus import subject_focus
 from vitascope.training.loop import RunOptions, Trainer, run
 from vitascope.training.recipe import Recipe, recipe_from_table
 from vitascope.training.stage import STAGES, NeedsPreparation, stage_kind
@@ -229,6 +231,23 @@ def test_a_still_is_put_in_the_place_of_its_frame(options: Callable[[str], Table
     rows = torch.arange(3)
     assert torch.equal(batch["video"][rows, :, data["still_frame"]], data["still"])
     assert not batch["video_marked"][rows, data["still_frame"]].any()
+
+
+def test_the_loss_of_the_denoiser_counts_the_cells_of_subjects_more(options: Callable[[str], Table]) -> None:
+    stages: list[Any] = [
+        make_trainer(make_recipe("denoiser", {**options("denoiser"), "focus": f})).stage for f in (0.0, 2.0)
+    ]
+    plain, focused = (stage.batch(0) for stage in stages)
+    assert "share" not in plain
+    numbers = stages[1].order.items(0, stages[1].options.batch_size)
+    for row, number in enumerate(numbers):
+        focus = subject_focus(stages[1].pool.scene(number), stages[1].options.clip, stages[1].strides)
+        torch.testing.assert_close(focused["share"][row, 0].float(), 1 + 2 * focus, rtol=1e-3, atol=1e-3)
+    losses = [
+        stage.loss(batch, torch.Generator().manual_seed(0))[1][f"loss_{VIDEO}"]
+        for stage, batch in zip(stages, (plain, focused), strict=True)
+    ]
+    assert losses[0] != losses[1]
 
 
 def test_a_denoiser_starts_from_the_files_it_is_given(

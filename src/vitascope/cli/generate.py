@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -49,7 +50,7 @@ def generate(
     num_inference_steps: Annotated[int | None, typer.Option(help="Steps of the sampler.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="w in uncond + w (cond - uncond).")] = None,
     sampler: Annotated[str | None, typer.Option(help="euler, heun, dpmpp_2m, unipc or few_step.")] = None,
-    model: Annotated[str, typer.Option(help="Model: pocket, or a folder.")] = "pocket",
+    model: Annotated[str, typer.Option(help="pocket, a folder, or OWNER/NAME[@REVISION] of the hub.")] = "pocket",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto.")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, bf16, or auto.")] = "auto",
     preview: Annotated[Path | None, typer.Option(help="Picture kept up to date with the clip as it forms.")] = None,
@@ -58,6 +59,8 @@ def generate(
     json_output: Annotated[bool, typer.Option("--json", help="Print what was made as JSON on stdout.")] = False,
 ) -> None:
     """Make video with sound from a sentence, pictures, sound or video; the whole recipe is kept inside the file."""
+    from vitascope.core.protocols import KeepsTexts
+    from vitascope.models.text.cache import user_cache_folder
     from vitascope.tasks.generate import resolve
     from vitascope.tasks.load import load_pipeline
     from vitascope.tasks.request import GenerateRequest
@@ -75,11 +78,13 @@ def generate(
     )
     requests = [replace(settings, prompt=text) for text, _ in jobs]
     sources = Sources(image, tuple(keyframe or ()), audio, video, extend, camera)
-    pipeline = load_pipeline(model, device, precision)
-    material = read_material(sources, pipeline.audio_codec.sample_rate_hz)
+    pipeline = load_pipeline(model, device, precision, text_cache=user_cache_folder(os.environ))
+    material = read_material(sources, pipeline.defaults.clip.sample_rate_hz)
     fmt = clip_format(pipeline, Lengths(seconds, num_frames, width, height, fps), material)
     given = given_of(material, camera, fmt)
     resolve(pipeline, settings)
+    if isinstance(pipeline.text_encoder, KeepsTexts):
+        pipeline.text_encoder.fill([*(text for text, _ in jobs), negative_prompt])
     made = []
     for number, ((text, path), request) in enumerate(zip(jobs, requests, strict=True), start=1):
         with _progress(f"{number}/{len(jobs)} {text}" if len(jobs) > 1 else text) as advance:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,16 +27,18 @@ def rerun(
 ) -> None:
     """Make a clip again from the recipe inside its file: the same model, settings, seed and sources."""
     from vitascope.media.writing import check_output
+    from vitascope.models.text.cache import user_cache_folder
     from vitascope.tasks.load import load_pipeline
 
     recipe = read_recipe(file)
     target = output or file.with_name(f"{file.stem}.rerun{file.suffix}")
     check_output(target)
     sources, request = _parts(file, recipe)
-    pipeline = load_pipeline(str(recipe["model"]), device, str(recipe["precision"]))
+    text_cache = user_cache_folder(os.environ)
+    pipeline = load_pipeline(str(recipe["model"]), device, str(recipe["precision"]), text_cache=text_cache)
     if pipeline.fingerprint != recipe["weights"]:
         say(f"note: {file} was made with other weights of {recipe['model']}; the new clip will differ")
-    material = read_material(sources, pipeline.audio_codec.sample_rate_hz)
+    material = read_material(sources, pipeline.defaults.clip.sample_rate_hz)
     fmt = request.format
     if material.extend is not None:
         # The recipe holds the whole length, the request of an extension what is added.

@@ -110,6 +110,19 @@ class AudioCodec(Protocol):
     def decode(self, latents: Tensor) -> Tensor: ...
 
 
+@runtime_checkable
+class KeepsTexts(Protocol):
+    """A text encoder that keeps what it made: told of all prompts of a job at first, it is loaded once for them."""
+
+    def fill(self, prompts: Sequence[str]) -> None: ...
+
+
+class ImageEncoder(Protocol):
+    """Pictures (B, 3, H, W) in [-1, 1] to tokens (B, I, W) for `TextContext.image`."""
+
+    def __call__(self, pictures: Tensor) -> Tensor: ...
+
+
 class TextEncoder(Protocol):
     """Prompts to embeddings. The empty string is the unconditional prompt."""
 

@@ -61,6 +61,7 @@ class GuidedDenoiser:
     cond, uncond: text of batch B or 1. `uncond` is needed where a text scale is not 1.
     seed: of the noise that stands for the other tracks in cross-modal guidance; the same at every step.
     max_clips: most clips in one call of the model; None puts all branches into one call.
+    level_grid: if above 0, the model is told levels rounded down to multiples of 1 / level_grid.
     """
 
     denoiser: Denoiser
@@ -72,6 +73,7 @@ class GuidedDenoiser:
     strategy: TemporalStrategy = FULL
     max_clips: int | None = None
     seed: int = 0
+    level_grid: int = 0
 
     def __call__(self, tracks: Tracks) -> dict[str, Tensor]:
         """x0 of every track, in float32 or the values' wider type."""
@@ -122,13 +124,20 @@ class GuidedDenoiser:
         camera = self.camera
         if camera is not None:
             camera = camera.expand(num_clips, *camera.shape[1:]).repeat(len(branches), *[1] * (camera.ndim - 1))
-        predictions = self.denoiser(batch, text, camera, self.strategy)
+        predictions = self.denoiser(self._told(batch), text, camera, self.strategy)
         kind = self.denoiser.capabilities.prediction
         x0 = {
             name: self.path.to_x0(kind, predictions[name], track.values, track.noise).split(num_clips)
             for name, track in batch.items()
         }
         return [{name: parts[i] for name, parts in x0.items()} for i in range(len(branches))]
+
+    def _told(self, batch: dict[str, Track]) -> dict[str, Track]:
+        """The tracks with levels as the model is told them; levels within 1e-4 of a step count as on it."""
+        if not self.level_grid:
+            return batch
+        steps = {name: (track.noise * self.level_grid + 1e-4).floor() for name, track in batch.items()}
+        return {name: track.with_values(track.values, steps[name] / self.level_grid) for name, track in batch.items()}
 
 
 def guide(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:

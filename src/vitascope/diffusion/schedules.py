@@ -7,7 +7,7 @@ signal-to-noise ratio of rectified flow by s^2.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import inf, isfinite, sqrt
@@ -79,28 +79,6 @@ def karras_levels(
     share = torch.arange(num_steps, dtype=torch.float64) / max(num_steps - 1, 1)
     ratios = (top ** (1 / rho) + share * (ratio_min ** (1 / rho) - top ** (1 / rho))) ** rho
     return check_levels([start, *path.level_of(ratios).tolist()[1:], 0.0])
-
-
-@dataclass(frozen=True)
-class LevelList:
-    """What a named list may need: the number of steps, the path, where to start and the shift."""
-
-    num_steps: int
-    path: Path
-    start: float = 1.0
-    shift: float = 1.0
-
-
-LEVEL_LISTS: dict[str, Callable[[LevelList], list[float]]] = {
-    "uniform": lambda options: uniform_levels(options.num_steps, options.start),
-    "shifted": lambda options: shifted_levels(options.num_steps, options.shift, options.start),
-    "karras": lambda options: karras_levels(options.num_steps, options.path, options.start),
-}
-
-
-def level_list(name: str, options: LevelList) -> list[float]:
-    """The list of levels called `name`: one of LEVEL_LISTS."""
-    return LEVEL_LISTS[choice("schedule", name, LEVEL_LISTS)](options)
 
 
 def check_levels(levels: Sequence[float]) -> list[float]:

@@ -27,7 +27,7 @@ class Family:
 
     def build(self, config: dict[str, Any]) -> nn.Module:
         """The model of a stored configuration, with fresh weights. Raises CheckpointError for keys that do not fit."""
-        return _named(self.model)(config_from_dict(_named(self.config), config))
+        return named(self.model)(config_from_dict(named(self.config), config))
 
 
 FAMILIES: dict[str, Family] = {
@@ -46,6 +46,18 @@ FAMILIES: dict[str, Family] = {
     "factorised": Family(
         "vitascope.models.factorised.model:FactorisedDenoiser",
         "vitascope.models.factorised.config:FactorisedConfig",
+    ),
+    "wan": Family("vitascope.models.wan.model:WanDenoiser", "vitascope.models.wan.config:WanConfig"),
+    "ltx": Family("vitascope.models.ltx.model:LTXDenoiser", "vitascope.models.ltx.config:LTXConfig"),
+    "mochi": Family("vitascope.models.mochi.model:MochiDenoiser", "vitascope.models.mochi.config:MochiConfig"),
+    "wan_codec": Family(
+        "vitascope.models.codecs.wan.model:WanCodec", "vitascope.models.codecs.wan.config:WanCodecConfig"
+    ),
+    "ltx_codec": Family(
+        "vitascope.models.codecs.ltx.model:LTXCodec", "vitascope.models.codecs.ltx.config:LTXCodecConfig"
+    ),
+    "mochi_codec": Family(
+        "vitascope.models.codecs.mochi.model:MochiCodec", "vitascope.models.codecs.mochi.config:MochiCodecConfig"
     ),
 }
 
@@ -66,6 +78,7 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> nn.Modul
     return build_model(load_checkpoint(path), Path(path).name).to(device)
 
 
-def _named(place: str) -> Any:
+def named(place: str) -> Any:
+    """What is called "module:name"; the module is imported."""
     module, _, name = place.partition(":")
     return getattr(import_module(module), name)

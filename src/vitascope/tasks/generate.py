@@ -8,21 +8,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vitascope.core.errors import CapabilityError, InputError, ShapeError, choice
+from vitascope.core.protocols import Prepares
 from vitascope.core.random import generator
 from vitascope.core.shapes import ClipFormat
-from vitascope.core.tracks import AUDIO, VIDEO, Track
+from vitascope.core.tracks import AUDIO, VIDEO, TextContext, Track
 from vitascope.diffusion.guidance import GuidedDenoiser, join_tracks
 from vitascope.diffusion.samplers import SAMPLERS, sampler_named
 from vitascope.diffusion.samplers.step import Step
-from vitascope.diffusion.schedules import shifted_levels
 from vitascope.media.frames import fit, fit_samples
 from vitascope.media.reading import Clip
+from vitascope.tasks.condition import image_tokens
 from vitascope.tasks.known import start_tracks
 from vitascope.tasks.pipeline import PRECISIONS, Pipeline
 from vitascope.tasks.request import GenerateRequest
@@ -66,11 +68,11 @@ def generate_batch(
     clock.lap("text")
     tracks = _sample(pipeline, denoise, tracks, [request.seed for request in requests], first, report)
     clock.lap("denoise")
-    frames, sound = _decode(pipeline, tracks, first.format)
+    frames, sounds = _decode(pipeline, tracks, first.format)
     clock.lap("decode")
     return [
-        Generated(_finish(pipeline, request, frames[i], sound[i]), recipe_of(pipeline, request), clock.seconds)
-        for i, request in enumerate(requests)
+        Generated(_finish(pipeline, request, shown, heard), recipe_of(pipeline, request), clock.seconds)
+        for request, shown, heard in zip(requests, frames, sounds, strict=True)
     ]
 
 
@@ -80,7 +82,7 @@ def resolve(pipeline: Pipeline, request: GenerateRequest) -> GenerateRequest:
     steps, scale, sampler = request.num_inference_steps, request.guidance_scale, request.sampler
     return replace(
         request,
-        num_inference_steps=own.num_inference_steps if steps is None else steps,
+        num_inference_steps=(own.schedule.num_steps or own.num_inference_steps) if steps is None else steps,
         guidance_scale=own.guidance.scale if scale is None else scale,
         sampler=choice("sampler", own.sampler if sampler is None else sampler, SAMPLERS),
     )
@@ -104,11 +106,8 @@ def _guided(pipeline: Pipeline, requests: Sequence[GenerateRequest], first: Gene
     guidance = pipeline.defaults.guidance
     if first.guidance_scale != guidance.scale:
         guidance = replace(guidance, scale=first.guidance_scale, scales={})
-    uncond = None
-    with torch.no_grad(), _precision(pipeline):
-        cond = pipeline.text_encoder([request.prompt for request in requests])
-        if any(guidance.text_scale(track) != 1 for track in (VIDEO, AUDIO)):
-            uncond = pipeline.text_encoder([request.negative_prompt for request in requests])
+    guided = any(guidance.text_scale(track) != 1 for track in pipeline.tracks)
+    cond, uncond = _texts(pipeline, requests, guided)
     cameras = [request.given.camera for request in requests if request.given.camera is not None]
     return GuidedDenoiser(
         pipeline.denoiser,
@@ -116,8 +115,30 @@ def _guided(pipeline: Pipeline, requests: Sequence[GenerateRequest], first: Gene
         cond,
         uncond,
         guidance,
+        level_grid=pipeline.defaults.schedule.grid,
         camera=torch.stack([_latent_camera(pipeline, camera) for camera in cameras]) if cameras else None,
     )
+
+
+@torch.no_grad()
+def _texts(
+    pipeline: Pipeline, requests: Sequence[GenerateRequest], guided: bool
+) -> tuple[TextContext, TextContext | None]:
+    """Prompts, and negative prompts if `guided`, with pictures, as the denoiser reads them and with what it can work
+    out of them once for all steps. All are encoded in one call: an encoder may have to be loaded for it."""
+    count, denoiser = len(requests), pipeline.denoiser
+    prompts = [request.prompt for request in requests]
+    prompts += [request.negative_prompt for request in requests] if guided else []
+    with _precision(pipeline):
+        text = pipeline.text_encoder(prompts)
+        image = image_tokens(pipeline, [request.given for request in requests])
+        parts = [
+            TextContext(text.embeddings[start : start + count], text.mask[start : start + count], image)
+            for start in range(0, len(prompts), count)
+        ]
+        if isinstance(denoiser, Prepares):
+            parts = [denoiser.prepare(part) for part in parts]
+    return parts[0], parts[1] if guided else None
 
 
 def _check_camera(pipeline: Pipeline, request: GenerateRequest) -> None:
@@ -148,7 +169,8 @@ def _sample(
 ) -> dict[str, Track]:
     assert settings.num_inference_steps is not None
     assert settings.sampler is not None
-    levels = shifted_levels(settings.num_inference_steps, pipeline.defaults.shift)
+    num_cells = prod(tracks[VIDEO].values.shape[2:])
+    levels = pipeline.defaults.schedule.levels(settings.num_inference_steps, num_cells)
     sampler = sampler_named(settings.sampler)
     draw = [generator(seed, "sampler") for seed in seeds]
     with _precision(pipeline):
@@ -159,16 +181,18 @@ def _sample(
 
 
 @torch.no_grad()
-def _decode(pipeline: Pipeline, tracks: dict[str, Track], fmt: ClipFormat) -> tuple[Tensor, Tensor]:
-    """Frames (B, T, 3, H, W) uint8 and samples (B, N) in [-1, 1], on the CPU."""
+def _decode(pipeline: Pipeline, tracks: dict[str, Track], fmt: ClipFormat) -> tuple[Tensor, Sequence[Tensor | None]]:
+    """Frames (B, T, 3, H, W) uint8 and, for each clip, samples (N,) in [-1, 1] if the model makes sound; on the CPU."""
     with _precision(pipeline):
         pixels = pipeline.video_codec.decode(tracks[VIDEO].values.float()).float()
+        frames = ((pixels.clamp(-1, 1) + 1.0) * 127.5).round().to(torch.uint8).movedim(1, 2).cpu()
+        if pipeline.audio_codec is None:
+            return frames, [None] * len(frames)
         sound = pipeline.audio_codec.decode(tracks[AUDIO].values.float()).float()
-    frames = ((pixels.clamp(-1, 1) + 1.0) * 127.5).round().to(torch.uint8).movedim(1, 2)
-    return frames.cpu(), fit_samples(sound[:, 0].clamp(-1, 1), fmt.num_samples).cpu()
+    return frames, list(fit_samples(sound[:, 0].clamp(-1, 1), fmt.num_samples).cpu())
 
 
-def _finish(pipeline: Pipeline, request: GenerateRequest, frames: Tensor, sound: Tensor) -> Clip:
+def _finish(pipeline: Pipeline, request: GenerateRequest, frames: Tensor, sound: Tensor | None) -> Clip:
     """The clip with what was given whole put back as it was."""
     fmt, given = request.format, request.given
     if given.video is not None:

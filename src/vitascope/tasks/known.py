@@ -6,16 +6,18 @@ other cell at 1 with noise that depends on the seed and the track alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from vitascope.core.errors import CapabilityError, InputError, ShapeError
+from vitascope.core.protocols import AudioCodec
 from vitascope.core.random import generator
-from vitascope.core.shapes import ClipFormat, latent_frame_times, latent_frames, num_audio_latents
+from vitascope.core.shapes import ClipFormat, latent_frames, num_audio_latents
 from vitascope.core.tracks import AUDIO, VIDEO, Track
 from vitascope.media.frames import fit, fit_samples
+from vitascope.tasks.condition import known_frames
 from vitascope.tasks.pipeline import Pipeline
 from vitascope.tasks.request import Given, Keyframe
 
@@ -29,23 +31,34 @@ class Cells:
 
 
 def start_tracks(pipeline: Pipeline, fmt: ClipFormat, given: Given, seed: int) -> dict[str, Track]:
-    """Both tracks of a clip of format `fmt` with what is given in its place.
+    """The tracks of a clip of format `fmt` with what is given in its place.
 
     Raises InputError (ShapeError) when something given does not fit the clip, CapabilityError when the model cannot
-    take levels by the frame.
+    take levels by the frame, or has no sound where the task needs it.
     """
-    video = _video_cells(pipeline, fmt, given)
-    audio = _audio_cells(pipeline, fmt, given)
-    partial = any(0 < int((cells.level < 1).sum()) < len(cells.level) for cells in (video, audio))
+    check_sound(pipeline, given)
+    codec = pipeline.audio_codec
+    beside = pipeline.denoiser.capabilities.condition_channels > 0
+    condition = known_frames(pipeline, fmt, given).to(pipeline.device) if beside else None
+    # What stands beside the latents is not put into them.
+    tracks = {VIDEO: _video_cells(pipeline, fmt, Given() if beside else given)}
+    times_s = {
+        VIDEO: pipeline.defaults.latent_times_s(len(tracks[VIDEO].level), pipeline.video_codec.strides.time, fmt.fps)
+    }
+    if codec is not None:
+        tracks[AUDIO] = _audio_cells(pipeline, codec, fmt, given)
+        times_s[AUDIO] = [(i + 0.5) * codec.hop / codec.sample_rate_hz for i in range(len(tracks[AUDIO].level))]
+    partial = any(0 < int((cells.level < 1).sum()) < len(cells.level) for cells in tracks.values())
     if partial and pipeline.denoiser.capabilities.noise == "clip":
         raise CapabilityError(f"{pipeline.name} takes one noise level a clip: it cannot keep frames and make others")
-    stride, codec = pipeline.video_codec.strides.time, pipeline.audio_codec
-    frame_times = torch.tensor(latent_frame_times(len(video.level), stride, fmt.fps))
-    audio_times = (torch.arange(len(audio.level)) + 0.5) * codec.hop / codec.sample_rate_hz
-    return {
-        VIDEO: _noised(pipeline, VIDEO, video, frame_times, seed),
-        AUDIO: _noised(pipeline, AUDIO, audio, audio_times, seed),
-    }
+    made = {name: _noised(pipeline, name, cells, torch.tensor(times_s[name]), seed) for name, cells in tracks.items()}
+    return made | {VIDEO: replace(made[VIDEO], condition=condition)}
+
+
+def check_sound(pipeline: Pipeline, given: Given) -> None:
+    """Raise CapabilityError for a sound to follow, or a clip to give sound to, where the model has none."""
+    if pipeline.audio_codec is None and any(part is not None for part in (given.audio, given.video, given.past_audio)):
+        raise CapabilityError(f"{pipeline.name} makes pictures without sound: give neither a sound nor a silent clip")
 
 
 def _noised(pipeline: Pipeline, name: str, cells: Cells, times_s: Tensor, seed: int) -> Track:
@@ -103,18 +116,17 @@ def _keyframe(pipeline: Pipeline, fmt: ClipFormat, keyframe: Keyframe) -> tuple[
     return index, _encode(pipeline, held)[:, :, -1]
 
 
-def _audio_cells(pipeline: Pipeline, fmt: ClipFormat, given: Given) -> Cells:
-    codec = pipeline.audio_codec
+def _audio_cells(pipeline: Pipeline, codec: AudioCodec, fmt: ClipFormat, given: Given) -> Cells:
     latents_per_s = codec.sample_rate_hz / codec.hop
     count = num_audio_latents(fmt.duration_s, latents_per_s, pipeline.audio_patch)
     clean, level = torch.zeros(1, codec.latent_channels, count), torch.ones(count)
     if given.audio is not None:
-        clean, level = _encode_audio(pipeline, given.audio, count), torch.zeros(count)
+        clean, level = _encode_audio(pipeline, codec, given.audio, count), torch.zeros(count)
     elif given.past_audio is not None:
         whole = min(count, given.past_audio.shape[-1] // codec.hop)
         known = whole // pipeline.audio_patch * pipeline.audio_patch
         if known:
-            clean[:, :, :known], level[:known] = _encode_audio(pipeline, given.past_audio, known), 0.0
+            clean[:, :, :known], level[:known] = _encode_audio(pipeline, codec, given.past_audio, known), 0.0
     return Cells(clean, level)
 
 
@@ -133,7 +145,7 @@ def _encode(pipeline: Pipeline, frames: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _encode_audio(pipeline: Pipeline, samples: Tensor, count: int) -> Tensor:
+def _encode_audio(pipeline: Pipeline, codec: AudioCodec, samples: Tensor, count: int) -> Tensor:
     """Samples (N,) cut or padded with silence to `count` latents, (1, C, count), on the CPU."""
-    padded = fit_samples(samples, count * pipeline.audio_codec.hop)
-    return pipeline.audio_codec.encode(padded[None, None].to(pipeline.device)).cpu()
+    padded = fit_samples(samples, count * codec.hop)
+    return codec.encode(padded[None, None].to(pipeline.device)).cpu()

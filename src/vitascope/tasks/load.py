@@ -18,8 +18,10 @@ from vitascope.diffusion.paths import RectifiedFlow
 from vitascope.models import build_model
 from vitascope.nn.precision import store_matrices
 from vitascope.tasks.pipeline import PRECISIONS, Defaults, Pipeline
+from vitascope.tasks.published import FOLDERS, INDEX, is_published, load_published_pipeline
 from vitascope.weights.checkpoint import file_digest, load_checkpoint
 from vitascope.weights.config import config_from_dict
+from vitascope.weights.hub import fetch, is_hub_name
 
 POCKET = "pocket"
 """The model that ships with the package."""
@@ -33,14 +35,20 @@ PARTS: dict[str, tuple[str, ...]] = {
 _SETTINGS = "pipeline.json"
 
 
-def load_pipeline(model: str = POCKET, device: str = "auto", precision: str = "auto") -> Pipeline:
-    """The pipeline of a folder, or "pocket" for the one in the package.
+def load_pipeline(
+    model: str = POCKET, device: str = "auto", precision: str = "auto", *, text_cache: Path | None = None
+) -> Pipeline:
+    """The pipeline of a folder, ours or as diffusers writes it, of a model of the hub (OWNER/NAME or
+    OWNER/NAME@REVISION), or "pocket" for the one in the package.
 
     device: "cpu", "cuda", "cuda:1", or "auto" (a GPU if there is one). precision: "fp32", "bf16", or "auto" (bf16 where
-    the device multiplies it faster). Raises CheckpointError when a part is missing, damaged or of another kind.
+    the device multiplies it faster). text_cache: where embeddings by large text encoders are kept; None
+    keeps none. Raises CheckpointError when a part is missing, damaged or of another kind.
     """
-    folder = Path(vitascope.__path__[0]) / "pocket" if model == POCKET else Path(model)
     place = choose_device(device)
+    folder = _folder(model)
+    if is_published(folder):
+        return load_published_pipeline(folder, model, place, choose_precision(precision, place), text_cache=text_cache)
     defaults = _defaults(folder)
     files = {name: folder / f"{name}.safetensors" for name in PARTS}
     parts: dict[str, Any] = {name: _load_part(name, path).to(place) for name, path in files.items()}
@@ -49,7 +57,7 @@ def load_pipeline(model: str = POCKET, device: str = "auto", precision: str = "a
     if reduced != torch.float32:
         for name in ("denoiser", "text_encoder"):
             store_matrices(parts[name], reduced)
-    patch, audio_patch = _patches(parts["denoiser"])
+    config = parts["denoiser"].config
     return Pipeline(
         name=model,
         **parts,
@@ -57,10 +65,17 @@ def load_pipeline(model: str = POCKET, device: str = "auto", precision: str = "a
         defaults=defaults,
         device=place,
         precision=reduced,
-        patch=patch,
-        audio_patch=audio_patch,
+        patch=config.patch[1:],
+        audio_patch=config.audio_patch,
         fingerprint=_fingerprint(files),
     )
+
+
+def _folder(model: str) -> Path:
+    """Where a model lies: in the package, at a path, or in the cache of the hub."""
+    if model == POCKET:
+        return Path(vitascope.__path__[0]) / "pocket"
+    return fetch(model, FOLDERS) if is_hub_name(model) else Path(model)
 
 
 def choose_device(name: str) -> torch.device:
@@ -94,7 +109,7 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
 def _defaults(folder: Path) -> Defaults:
     path = folder / _SETTINGS
     if not path.is_file():
-        raise CheckpointError(f"{folder} is not a model of vitascope: it has no {_SETTINGS}")
+        raise CheckpointError(f"{folder} is not a model: it has neither {_SETTINGS} nor {INDEX}")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -131,12 +146,6 @@ def _check_parts(folder: Path, parts: Mapping[str, Any], defaults: Defaults) -> 
         raise CheckpointError(f"{folder / _SETTINGS} does not fit: {error}") from error
     if not 1 <= defaults.overlap_frames < defaults.clip.num_frames:
         raise CheckpointError(f"{folder / _SETTINGS} does not fit: overlap_frames must be less than the clip's frames")
-
-
-def _patches(denoiser: nn.Module) -> tuple[tuple[int, int], int]:
-    """Rows and columns, and audio latents, that a token of the denoiser covers."""
-    config = getattr(denoiser, "config", None)
-    return tuple(getattr(config, "patch", (1, 1, 1))[1:]), getattr(config, "audio_patch", 1)  # type: ignore[return-value]
 
 
 def _fingerprint(files: Mapping[str, Path]) -> str:

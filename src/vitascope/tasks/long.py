@@ -13,6 +13,7 @@ from vitascope.core.shapes import ClipFormat, latent_frames
 from vitascope.media.frames import fit, fit_samples
 from vitascope.media.reading import Clip
 from vitascope.tasks.generate import Generated, Report, generate, recipe_of
+from vitascope.tasks.known import check_sound
 from vitascope.tasks.pipeline import Pipeline
 from vitascope.tasks.request import GenerateRequest, Given
 
@@ -63,9 +64,12 @@ def extend(pipeline: Pipeline, request: GenerateRequest, clip: Clip, report: Rep
         raise InputError("a clip to extend goes with keyframes and audio, not with a given video, camera path or past")
     if latent_frames(fmt.num_frames, pipeline.video_codec.strides.time) < 2:
         raise InputError(f"{fmt.num_frames} frames add nothing: the first stands for the last of the clip to extend")
+    check_sound(pipeline, given)
     frames = fit(clip.frames, fmt.width_px, fmt.height_px)
     samples = torch.zeros(0) if clip.samples is None else clip.samples
-    start = Clip(frames, fmt.fps, fit_samples(samples, _num_samples(fmt, len(frames))), fmt.sample_rate_hz)
+    silent = pipeline.audio_codec is None and clip.samples is None
+    heard = None if silent else fit_samples(samples, _num_samples(fmt, len(frames)))
+    start = Clip(frames, fmt.fps, heard, fmt.sample_rate_hz)
     before_s = (len(frames) - 1) / fmt.fps
     keyframes = tuple(replace(k, time_s=k.time_s + before_s) for k in given.keyframes)
     audio = None if given.audio is None or start.samples is None else torch.cat([start.samples, given.audio])
@@ -99,27 +103,30 @@ def _make(pipeline: Pipeline, request: GenerateRequest, start: Clip | None, repo
     fmt, given, own = request.format, request.given, pipeline.defaults
     pipeline.check_format(replace(fmt, num_frames=own.clip.num_frames))
     frames = torch.zeros(0, 3, fmt.height_px, fmt.width_px, dtype=torch.uint8) if start is None else start.frames
-    samples = torch.zeros(0) if start is None or start.samples is None else start.samples
+    before = None if start is None else start.samples
+    samples = torch.zeros(0) if before is None else before
     stride = pipeline.video_codec.strides.time
     windows = plan_windows(fmt.num_frames, len(frames), own.clip.num_frames, own.overlap_frames, stride)
     _check_keyframes(request, len(frames))
     seconds: dict[str, float] = {}
     for number, window in enumerate(windows):
-        part = _part(request, window, frames, samples)
+        part = _part(request, window, frames, None if pipeline.audio_codec is None else samples)
         made = generate(pipeline, part, _counted(report, number, len(windows)))
-        assert made.clip.samples is not None
         frames = torch.cat([frames, made.clip.frames[window.overlap :]])
-        joined = _join_sound(samples, made.clip.samples, _num_samples(fmt, window.first))
-        samples = fit_samples(joined, _num_samples(fmt, len(frames)))
+        if made.clip.samples is not None:
+            samples = _join_sound(samples, made.clip.samples, _num_samples(fmt, window.first))
+        samples = fit_samples(samples, _num_samples(fmt, len(frames)))
         for name, spent in made.seconds.items():
             seconds[name] = seconds.get(name, 0.0) + spent
     if given.audio is not None:
         samples = fit_samples(given.audio, fmt.num_samples)
-    return Generated(Clip(frames, fmt.fps, samples, fmt.sample_rate_hz), recipe_of(pipeline, request), seconds)
+    silent = pipeline.audio_codec is None and before is None
+    clip = Clip(frames, fmt.fps, None if silent else samples, fmt.sample_rate_hz)
+    return Generated(clip, recipe_of(pipeline, request), seconds)
 
 
-def _part(request: GenerateRequest, window: Window, frames: Tensor, samples: Tensor) -> GenerateRequest:
-    """The request of one window: its part of what is given, after the frames and samples that are there."""
+def _part(request: GenerateRequest, window: Window, frames: Tensor, samples: Tensor | None) -> GenerateRequest:
+    """The request of one window: its part of what is given, after the frames and samples (if any) that are there."""
     fmt, given = replace(request.format, num_frames=window.num_frames), request.given
     begin, new, end = window.first, window.first + window.overlap, window.first + window.num_frames
     start = _num_samples(request.format, begin)
@@ -137,7 +144,7 @@ def _part(request: GenerateRequest, window: Window, frames: Tensor, samples: Ten
             audio=None if given.audio is None else fit_samples(given.audio[start:], fmt.num_samples),
             video=None if given.video is None else given.video[begin:end],
             past=frames[begin:] if window.overlap and given.video is None else None,
-            past_audio=samples[start:] if window.overlap and given.audio is None else None,
+            past_audio=samples[start:] if samples is not None and window.overlap and given.audio is None else None,
         ),
     )
 

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
+from typing import Literal
 
 import torch
 
 from vitascope.core.errors import CapabilityError, ShapeError
-from vitascope.core.protocols import AudioCodec, Denoiser, TextEncoder, VideoCodec
-from vitascope.core.shapes import ClipFormat, latent_frames, latent_size, nearest_multiples, pixel_frames
+from vitascope.core.protocols import AudioCodec, Denoiser, ImageEncoder, TextEncoder, VideoCodec
+from vitascope.core.shapes import (
+    ClipFormat,
+    latent_frame_times,
+    latent_frames,
+    latent_size,
+    nearest_multiples,
+    pixel_frames,
+)
 from vitascope.core.tracks import AUDIO, VIDEO
 from vitascope.diffusion.guidance import Guidance
 from vitascope.diffusion.paths import Path
+from vitascope.diffusion.sampling_schedule import SamplingSchedule
 
 PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+FrameTimes = Literal["middle", "begin", "begin_causal"]
 MAX_SIDE_PX, MAX_FPS = 8192, 240.0
 
 
@@ -23,7 +32,9 @@ MAX_SIDE_PX, MAX_FPS = 8192, 240.0
 class Defaults:
     """How a model samples unless told otherwise.
 
-    clip: the format it was trained at; levels: the schedule is `shift`ed towards noise by this factor.
+    clip: the format it was trained at. schedule: the levels that it is sampled at.
+    frame_times: when the model is told that a latent frame is: in the middle of its frames, or at the first of them,
+    counted as if all latent frames held as many frames ("begin") or as they are ("begin_causal").
     overlap_frames: frames that a longer clip carries over from one window of `clip.num_frames` to the next.
     """
 
@@ -31,19 +42,31 @@ class Defaults:
     num_inference_steps: int = 20
     guidance: Guidance = field(default_factory=Guidance)
     sampler: str = "dpmpp_2m"
-    shift: float = 1.0
+    schedule: SamplingSchedule = field(default_factory=SamplingSchedule)
     overlap_frames: int = 9
+    frame_times: FrameTimes = "middle"
+
+    def latent_times_s(self, num_latent_frames: int, stride: int, fps: float) -> list[float]:
+        """The time of each latent frame in seconds, for a codec of that time stride."""
+        if self.frame_times == "middle":
+            return latent_frame_times(num_latent_frames, stride, fps)
+        before = stride - 1 if self.frame_times == "begin_causal" else 0
+        return [max(0, i * stride - before) / fps for i in range(num_latent_frames)]
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Models on one device with one precision; `patch` is rows and columns of latents that a video token covers."""
+    """Models on one device with one precision; `patch` is rows and columns of latents that a video token covers.
+
+    audio_codec: None where the model makes pictures without sound. image_encoder: of models that read pictures as they
+    read text; num_pictures: the first alone, or the first and the last.
+    """
 
     name: str
     denoiser: Denoiser
     text_encoder: TextEncoder
     video_codec: VideoCodec
-    audio_codec: AudioCodec
+    audio_codec: AudioCodec | None
     path: Path
     defaults: Defaults
     device: torch.device
@@ -51,6 +74,8 @@ class Pipeline:
     patch: tuple[int, int] = (1, 1)
     audio_patch: int = 1
     fingerprint: str = ""
+    image_encoder: ImageEncoder | None = None
+    num_pictures: int = 1
 
     def check_format(self, fmt: ClipFormat) -> None:
         """Raise ShapeError, naming the nearest valid values, unless clips of this format can be made."""
@@ -65,8 +90,9 @@ class Pipeline:
             if size > MAX_SIDE_PX:
                 raise ShapeError(f"{name} {size} px is too large; at most {MAX_SIDE_PX} px a side")
         latent_frames(fmt.num_frames, strides.time)
-        if fmt.sample_rate_hz != self.audio_codec.sample_rate_hz:
-            raise ShapeError(f"sound is made at {self.audio_codec.sample_rate_hz} Hz, not at {fmt.sample_rate_hz} Hz")
+        codec = self.audio_codec
+        if codec is not None and fmt.sample_rate_hz != codec.sample_rate_hz:
+            raise ShapeError(f"sound is made at {codec.sample_rate_hz} Hz, not at {fmt.sample_rate_hz} Hz")
 
     def frames_for(self, seconds: float, fps: float) -> int:
         """The number of frames of a clip of `seconds`; raises ShapeError, naming the nearest lengths, if none is within
@@ -85,8 +111,13 @@ class Pipeline:
             f"{seconds:g} s at {fps:g} fps do not fit: frames come in steps of {stride}; nearest: {near} s"
         )
 
-    def check_tracks(self, names: Sequence[str] = (VIDEO, AUDIO)) -> None:
-        """Raise CapabilityError unless the denoiser has these tracks."""
-        missing = [name for name in names if name not in self.denoiser.capabilities.tracks]
+    @property
+    def tracks(self) -> tuple[str, ...]:
+        """The tracks of a clip: those that there are codecs for."""
+        return (VIDEO,) if self.audio_codec is None else (VIDEO, AUDIO)
+
+    def check_tracks(self) -> None:
+        """Raise CapabilityError unless the denoiser has the tracks of a clip."""
+        missing = [name for name in self.tracks if name not in self.denoiser.capabilities.tracks]
         if missing:
             raise CapabilityError(f"{self.name} has no {' or '.join(missing)} track")

@@ -18,10 +18,12 @@ def load_streaming(
     table: KeyTable,
     *,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | Callable[[str], torch.dtype] = torch.float32,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Give a model built on the meta device its weights: every one, and no other, in `dtype` on `device`.
+
+    dtype: of all floating-point weights, or of each by its name.
 
     Never holds more than the model so far and the tensors of one rule. `report(rules done, rules in all)`. Raises
     CheckpointError, naming the tensors, when the source does not fit the model; the model is then useless.
@@ -37,7 +39,8 @@ def load_streaming(
     for done, move in enumerate(moves, start=1):
         tensors = [source.get(name) for name in move.theirs]
         for name, tensor in zip(move.ours, move.rule.read(tensors), strict=True):
-            _place(model, name, wanted[name], tensor, source.label, device, dtype)
+            kind = dtype if isinstance(dtype, torch.dtype) else dtype(name)
+            _place(model, name, wanted[name], tensor, source.label, device, kind)
         report(done, len(moves))
 
 

@@ -62,7 +62,7 @@ def their_model(config: LTXConfig) -> Any:
 
 def our_model(config: LTXConfig, theirs: nn.Module) -> LTXDenoiser:
     model = LTXDenoiser(config).eval().requires_grad_(False)
-    load_into(model, convert(diffusers_keys(), theirs.state_dict()))
+    load_into(model, convert(diffusers_keys(LTXConfig()), theirs.state_dict()))
     return model
 
 
@@ -138,7 +138,7 @@ def test_both_layouts_are_read_and_written_key_by_key(name: str) -> None:
     config = CASES[name].config
     ours = LTXDenoiser(config).state_dict()
     expected = their_model(config).state_dict()
-    for table in (diffusers_keys(), original_keys()):
+    for table in (diffusers_keys(LTXConfig()), original_keys(LTXConfig())):
         theirs = convert(table, ours, writing=True)
         back = convert(table, theirs)
         assert back.keys() == ours.keys()
@@ -158,9 +158,9 @@ def test_full_size_tables_on_the_meta_device(config: LTXConfig) -> None:
         theirs = LTXVideoTransformer3DModel(
             attention_head_dim=each, cross_attention_dim=config.width, num_layers=config.depth
         ).state_dict()
-    written = convert(diffusers_keys(), ours, writing=True)
+    written = convert(diffusers_keys(LTXConfig()), ours, writing=True)
     assert {key: value.shape for key, value in written.items()} == {key: value.shape for key, value in theirs.items()}
-    assert {key: v.shape for key, v in convert(diffusers_keys(), theirs).items()} == {
+    assert {key: v.shape for key, v in convert(diffusers_keys(LTXConfig()), theirs).items()} == {
         k: v.shape for k, v in ours.items()
     }
 

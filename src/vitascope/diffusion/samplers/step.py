@@ -99,8 +99,8 @@ class Run:
         return len(self.levels) - 1
 
     def begin(self) -> dict[str, Track]:
-        """The tracks as given."""
-        return dict(self._tracks)
+        """The tracks as given; a level that the schedule starts a rounding below counts as its first."""
+        return {name: track.with_values(track.values, self.noise(name, 0)) for name, track in self._tracks.items()}
 
     def noise(self, name: str, index: int) -> Tensor:
         """Levels of a track's cells before step `index`, in the type of the track's own."""

@@ -12,7 +12,7 @@ from vitascope.models.factorised.config import FactorisedConfig
 PRESETS: dict[str, FactorisedConfig] = {
     "pocket": FactorisedConfig(width=256, depth=6, num_heads=4, audio_width=128, audio_heads=2, text_width=192,
                                feed_forward_ratio=3.0, modulation="shared", local_channels=(64, 128),
-                               local_blocks=(1, 1), strategies=("full", "causal")),
+                               local_blocks=(1, 2), strategies=("full", "causal")),
     "small": FactorisedConfig(width=512, depth=8, num_heads=8, audio_width=256, audio_heads=4, text_width=192,
                               base_grid=(8, 8)),
     "medium": FactorisedConfig(width=768, depth=12, num_heads=12, audio_width=384, audio_heads=6, text_width=768,

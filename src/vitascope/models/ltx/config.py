@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from vitascope.core.errors import InputError
 from vitascope.nn.attention import head_width
+from vitascope.weights.foreign import ForeignConfig
 
 
 @dataclass(frozen=True)
@@ -35,3 +38,24 @@ class LTXConfig:
             raise InputError(f"positions need a width of at least 12, got {self.width}")
         if not (min(self.base) > 0 and self.theta > 1):
             raise InputError("base must be positive and theta above 1")
+
+
+def from_diffusers(values: Mapping[str, Any]) -> LTXConfig:
+    """The `config.json` of an `LTXVideoTransformer3DModel`. Raises CheckpointError for what no LTX-Video model has."""
+    theirs = ForeignConfig(values, "the configuration of the LTX transformer")
+    heads, each = theirs.take("num_attention_heads", 32), theirs.take("attention_head_dim", 64)
+    in_channels = theirs.take("in_channels", 128)
+    theirs.only(patch_size=1, patch_size_t=1, activation_fn="gelu-approximate", qk_norm="rms_norm_across_heads")
+    theirs.only(norm_elementwise_affine=False, attention_bias=True, attention_out_bias=True)
+    theirs.only(cross_attention_dim=heads * each)
+    config = LTXConfig(
+        width=heads * each,
+        depth=theirs.take("num_layers", 28),
+        num_heads=heads,
+        in_channels=in_channels,
+        out_channels=theirs.take("out_channels", None) or in_channels,
+        text_width=theirs.take("caption_channels", 4096),
+        eps=theirs.take("norm_eps", 1e-6),
+    )
+    theirs.done()
+    return config

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from vitascope.models.ltx.config import LTXConfig
 from vitascope.weights.keys import KeyTable, Rename, Rule, fused_layers, renamed_layers
 
-ENDS = {"proj_in": "embed", "time_embed.linear": "vectors", "proj_out": "head"}
-"""diffusers' names of the parts outside the blocks, and ours; those of their embeddings below."""
 EMBEDDINGS = {
     "time_embed.emb.timestep_embedder.linear_1": "level_in",
     "time_embed.emb.timestep_embedder.linear_2": "level_out",
@@ -21,8 +20,21 @@ BLOCK = {
 }
 
 
-def diffusers_keys(norms: tuple[str, str] = ("norm_q", "norm_k"), ends: dict[str, str] = ENDS) -> KeyTable:
-    """Names of `LTXVideoTransformer3DModel`; `norms` are theirs of queries and keys."""
+def diffusers_keys(config: LTXConfig) -> KeyTable:
+    """Names of `LTXVideoTransformer3DModel`, alike for all configurations."""
+    del config
+    return _table(("norm_q", "norm_k"), {"proj_in": "embed", "time_embed.linear": "vectors", "proj_out": "head"})
+
+
+def original_keys(config: LTXConfig) -> KeyTable:
+    """Names of the authors' files, without their prefix `model.diffusion_model.`, alike for all configurations."""
+    del config
+    ends = {"patchify_proj": "embed", "adaln_single.linear": "vectors", "proj_out": "head"}
+    return _table(("q_norm", "k_norm"), ends)
+
+
+def _table(norms: tuple[str, str], ends: dict[str, str]) -> KeyTable:
+    """`norms`: theirs of queries and keys. `ends`: their first and last maps, and the last of the noise level."""
     theirs_block, block = "transformer_blocks.{layer}", "blocks.{layer}"
     names = {**ends, **{t.replace("time_embed", _time(ends)): o for t, o in EMBEDDINGS.items()}}
     names |= {f"{theirs_block}.{theirs}": f"{block}.{ours}" for theirs, ours in BLOCK.items()}
@@ -42,13 +54,6 @@ def diffusers_keys(norms: tuple[str, str] = ("norm_q", "norm_k"), ends: dict[str
         *rules,
         Rename("scale_shift_table", "head_offsets"),
         Rename(f"{theirs_block}.scale_shift_table", f"{block}.offsets"),
-    )
-
-
-def original_keys() -> KeyTable:
-    """Names of the authors' files, without their prefix `model.diffusion_model.`."""
-    return diffusers_keys(
-        ("q_norm", "k_norm"), {"patchify_proj": "embed", "adaln_single.linear": "vectors", "proj_out": "head"}
     )
 
 

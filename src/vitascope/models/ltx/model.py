@@ -82,13 +82,19 @@ class LTXDenoiser(nn.Module):
         return Capabilities((VIDEO,), "velocity", "cell")
 
     @property
+    def patch(self) -> tuple[int, int, int]:
+        """Frames, rows and columns of latents in a token."""
+        return PATCH
+
+    @property
     def regions(self) -> list[nn.Module]:
         """The parts that are worth compiling, each on its own."""
         return list(self.blocks)
 
     def prepare(self, text: TextContext) -> TextContext:
         """The text with the keys and values of every block: what a clip needs once and not at every step."""
-        embedded = self.text_out(F.gelu(self.text_in(text.embeddings), approximate="tanh"))
+        words = text.embeddings.to(self.text_in.weight.dtype)
+        embedded = self.text_out(F.gelu(self.text_in(words), approximate="tanh"))
         parts: list[Tensor] = []
         for block in self.blocks:
             assert isinstance(block, LTXBlock)
@@ -111,7 +117,7 @@ class LTXDenoiser(nn.Module):
         track, dtype = tracks[VIDEO], self.embed.weight.dtype
         x_BLD = self.embed(patchify(track.values.to(dtype), PATCH).flatten(1, 2))
         level_BLD, vectors_BL6D = self._modulation(track, dtype)
-        text = text if text.prepared else self.prepare(replace(text, embeddings=text.embeddings.to(dtype)))
+        text = text if text.prepared else self.prepare(text)
         table = self._table(track)
         memories = zip(text.prepared[::2], text.prepared[1::2], strict=True)
         for block, memory in zip(self.blocks, memories, strict=True):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from vitascope.core.errors import InputError, choice
 from vitascope.nn.attention import head_width
+from vitascope.weights.foreign import ForeignConfig
 
 TextSees = Literal["all", "text"]
 
@@ -54,3 +56,24 @@ class MochiConfig:
     def patch_values(self) -> int:
         """Numbers in a video token."""
         return self.video_channels * self.patch**2
+
+
+def from_diffusers(values: Mapping[str, Any]) -> MochiConfig:
+    """The `config.json` of a `MochiTransformer3DModel`. Raises CheckpointError for what is not a Mochi 1 model."""
+    theirs = ForeignConfig(values, "the configuration of the Mochi transformer")
+    heads, each = theirs.take("num_attention_heads", 24), theirs.take("attention_head_dim", 128)
+    channels = theirs.take("in_channels", 12)
+    theirs.only(out_channels=channels, qk_norm="rms_norm", activation_fn="swiglu")
+    theirs.ignore("max_sequence_length")
+    config = MochiConfig(
+        width=heads * each,
+        stream_width=theirs.take("pooled_projection_dim", 1536),
+        depth=theirs.take("num_layers", 48),
+        num_heads=heads,
+        video_channels=channels,
+        text_width=theirs.take("text_embed_dim", 4096),
+        frequency_width=theirs.take("time_embed_dim", 256),
+        patch=theirs.take("patch_size", 2),
+    )
+    theirs.done()
+    return config

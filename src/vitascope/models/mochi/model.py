@@ -155,6 +155,11 @@ class MochiDenoiser(nn.Module):
         return Capabilities((VIDEO,), "velocity", "clip")
 
     @property
+    def patch(self) -> tuple[int, int, int]:
+        """Frames, rows and columns of latents in a token."""
+        return self.config.patch_sizes
+
+    @property
     def regions(self) -> list[nn.Module]:
         """The parts that are worth compiling, each on its own."""
         return list(self.blocks)

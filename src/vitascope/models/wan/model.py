@@ -130,13 +130,19 @@ class WanDenoiser(nn.Module):
         return Capabilities((VIDEO,), "velocity", self.config.noise, condition_channels=self.config.condition_channels)
 
     @property
+    def patch(self) -> tuple[int, int, int]:
+        """Frames, rows and columns of latents in a token."""
+        return self.config.patch
+
+    @property
     def regions(self) -> list[nn.Module]:
         """The parts that are worth compiling, each on its own."""
         return list(self.blocks)
 
     def prepare(self, text: TextContext) -> TextContext:
         """The text with the keys and values of every block: what a clip needs once and not at every step."""
-        embedded = self.text_out(F.gelu(self.text_in(text.embeddings), approximate="tanh"))
+        words = text.embeddings.to(self.text_in.weight.dtype)
+        embedded = self.text_out(F.gelu(self.text_in(words), approximate="tanh"))
         image = None if self.image is None or text.image is None else self.image(text.image)
         parts: list[Tensor] = []
         for block in self.blocks:
@@ -162,7 +168,7 @@ class WanDenoiser(nn.Module):
         dtype = self.embed.weight.dtype
         x_BLD = self.embed(patchify(values.to(dtype), config.patch)).flatten(1, 2)
         level_BLD, vectors_BL6D = self._modulation(self._levels(track), dtype)
-        text = text if text.prepared else self.prepare(replace(text, embeddings=text.embeddings.to(dtype)))
+        text = text if text.prepared else self.prepare(text)
         table = self._table(values.shape, values.device)
         for block, memory in zip(self.blocks, self._memories(text), strict=True):
             x_BLD = run_layer(self.gradient_checkpointing, block, x_BLD, vectors_BL6D, memory, table)

@@ -229,16 +229,19 @@ def _draw_level(shape: tuple[int, int], noise: NoiseLevels, draw: torch.Generato
     return torch.where(torch.rand(shape, generator=draw) < noise.uniform_share, uniform, level)
 
 
-def velocity_weighted_error(x0: Tensor, clean: Tensor, level: Tensor, marked: Tensor, min_level: float) -> Tensor:
+def velocity_weighted_error(
+    x0: Tensor, clean: Tensor, level: Tensor, marked: Tensor, min_level: float, share: Tensor | None = None
+) -> Tensor:
     """Mean over the marked cells of |x0 - clean|^2 / max(t, min_level)^2, that is the error of the velocity
     (noise - x0) = (x_t - x0) / t, with its weight held down where t is small.
 
-    x0, clean (B, C, ...); level and marked (B, 1, ...) with as many axes, broadcastable over the rest.
+    x0, clean (B, C, ...); level and marked (B, 1, ...) with as many axes, broadcastable over the rest. share:
+    how much each cell counts in the mean, (B, 1, ...); alike if not given.
     """
     error = (x0.float() - clean.float()).square().mean(1, keepdim=True)
-    weight = marked * x0_weight(PATH, level, "velocity", min_level=min_level)
-    cells_per_mark = error.numel() / marked.numel()
-    return (error * weight).sum() / (marked.sum() * cells_per_mark).clamp_min(1.0)
+    counted = marked.expand_as(error) if share is None else marked * share
+    weight = counted * x0_weight(PATH, level, "velocity", min_level=min_level)
+    return (error * weight).sum() / counted.sum().clamp_min(1.0)
 
 
 def track_losses(
@@ -248,11 +251,14 @@ def track_losses(
     noise: Mapping[str, Tensor],
     marks: Mapping[str, tuple[Tensor, Tensor]],
     min_level: float,
+    shares: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Loss of each track: `denoise` (to x0) is shown the clean values with noise at their levels.
 
     clean and noise: video (B, C, T, h, w), audio (B, C, N). marks: levels and marked cells, both (B, T or N).
+    shares: of the tracks that have them, how much each cell counts, (B, 1, ...).
     """
+    shares = shares or {}
     tracks, marked = {}, {}
     for name, value in clean.items():
         shape = (len(value), 1, -1) + (1,) * (value.ndim - 3)
@@ -261,6 +267,6 @@ def track_losses(
         tracks[name] = Track(PATH.add_noise(value, noise[name], level), level, times_s)
     x0 = denoise(tracks)
     return {
-        name: velocity_weighted_error(x0[name], clean[name], track.noise, marked[name], min_level)
+        name: velocity_weighted_error(x0[name], clean[name], track.noise, marked[name], min_level, shares.get(name))
         for name, track in tracks.items()
     }

@@ -5,7 +5,7 @@ B clips, C channels, T latent frames, N audio latents, S words of text, W bytes 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from vitascope.models.text.bytes.config import BytesConfig
 from vitascope.models.text.bytes.model import ByteTextEncoder, ByteTokens, tokenize
 from vitascope.training.codecs import CodecFiles, Codecs
 from vitascope.training.data import EpochOrder
+from vitascope.training.focus import subject_focus
 from vitascope.training.objectives.denoising import (
     STILL,
     ClipCells,
@@ -107,6 +108,7 @@ class DenoiserOptions:
     preset: of the denoiser, `model` the fields of its configuration that differ; `text` the shape of its text encoder.
     video_codec, audio_codec: files, or "pocket" for those in the package. text_encoder: a file to start from, denoiser
     likewise; empty starts afresh. num_words: every caption is padded to it. min_level: see `velocity_weighted_error`.
+    focus: how much more the cells of a medium subject count in the loss than others, see `subject_focus`; 0 not at all.
     """
 
     batch_size: int = 64
@@ -126,6 +128,7 @@ class DenoiserOptions:
     min_level: float = 0.05
     video_weight: float = 1.0
     audio_weight: float = 0.5
+    focus: float = 0.0
     validation: ValidationOptions = field(default_factory=ValidationOptions)
 
 
@@ -173,9 +176,11 @@ class DenoiserStage:
         }
         per_s = codecs.audio.sample_rate_hz / codecs.audio.hop
         frames = latent_frames(clip.num_frames, codecs.video.strides.time)
+        self.strides = codecs.video.strides
         self.cells = ClipCells.of(frames, codecs.video.strides.time, clip.fps, per_s, patch)
         self.order = EpochOrder(pool.num_clips, derive_seed(seed, "order"))
         self.pool: LatentPool | None = None
+        self.focus: dict[int, Tensor] = {}
         if compile_loss:
             # Part by part: equal layers share one graph, which compiles several times faster than the whole.
             for part in (self.net.text, *self.net.denoiser.regions):
@@ -239,8 +244,17 @@ class DenoiserStage:
             "mask": tokens.mask_BS,
             **{f"{name}_levels": cells.levels[name] for name in (VIDEO, AUDIO)},
             **{f"{name}_marked": cells.marked(name) for name in (VIDEO, AUDIO)},
+            **({"share": self._shares(numbers)} if options.focus > 0 else {}),
             "strategy": list(strategies)[strategy],
         }
+
+    def _shares(self, numbers: Sequence[int]) -> Tensor:
+        """How much the cells of these clips count, (B, 1, T, h, w), fp16. Kept: 2 kB a clip, a millisecond to make."""
+        assert self.pool is not None
+        for number in numbers:
+            if number not in self.focus:
+                self.focus[number] = subject_focus(self.pool.scene(number), self.options.clip, self.strides).half()
+        return 1.0 + self.options.focus * torch.stack([self.focus[number] for number in numbers])[:, None]
 
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         clean = {name: batch[name].float() for name in (VIDEO, AUDIO)}
@@ -249,7 +263,8 @@ class DenoiserStage:
         }
         marks = {name: (batch[f"{name}_levels"], batch[f"{name}_marked"]) for name in clean}
         tokens = ByteTokens(batch["words"], batch["index"], batch["mask"])
-        losses = self.losses(clean, noise, marks, tokens, batch["camera"], batch["strategy"])
+        shares = {VIDEO: batch["share"].float()} if "share" in batch else {}
+        losses = self.losses(clean, noise, marks, tokens, batch["camera"], batch["strategy"], shares)
         weights = {VIDEO: self.options.video_weight, AUDIO: self.options.audio_weight}
         total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
         return total, {f"loss_{name}": loss.detach() for name, loss in losses.items()}
@@ -262,6 +277,7 @@ class DenoiserStage:
         tokens: ByteTokens,
         camera: Tensor,
         strategy: TemporalStrategy,
+        shares: Mapping[str, Tensor],
     ) -> dict[str, Tensor]:
         """Velocity loss of each track."""
         text = self.net.text(tokens)
@@ -269,7 +285,7 @@ class DenoiserStage:
         def denoise(tracks: Tracks) -> dict[str, Tensor]:
             return self.net.denoiser(tracks, text, camera, strategy)
 
-        return track_losses(denoise, self.cells, clean, noise, marks, self.options.min_level)
+        return track_losses(denoise, self.cells, clean, noise, marks, self.options.min_level, shares)
 
     def validate(self, model: nn.Module, folder: Path, step: int) -> dict[str, float]:
         assert isinstance(model, TextAndDenoiser)

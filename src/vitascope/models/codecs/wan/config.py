@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from vitascope.core.errors import InputError
 from vitascope.core.shapes import VideoStrides
+from vitascope.weights.foreign import ForeignConfig
 
 LATENT_MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
                0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921)  # fmt: skip
@@ -48,3 +51,23 @@ class WanCodecConfig:
     def strides(self) -> VideoStrides:
         side = 2 ** len(self.halve_time)
         return VideoStrides(2 ** sum(self.halve_time), side, side)
+
+
+def from_diffusers(values: Mapping[str, Any]) -> WanCodecConfig:
+    """The `config.json` of an `AutoencoderKLWan` of Wan 2.1. Raises CheckpointError for that of another codec."""
+    theirs = ForeignConfig(values, "the configuration of the Wan codec")
+    theirs.only(is_residual=False, in_channels=3, out_channels=3, patch_size=None, attn_scales=[], dropout=0.0)
+    theirs.ignore("scale_factor_temporal", "scale_factor_spatial")
+    base = theirs.take("base_dim", 96)
+    theirs.only(decoder_base_dim=base)
+    config = WanCodecConfig(
+        base=base,
+        multiples=theirs.take("dim_mult", (1, 2, 4, 4)),
+        halve_time=theirs.take("temperal_downsample", (False, True, True)),
+        blocks=theirs.take("num_res_blocks", 2),
+        latent_channels=theirs.take("z_dim", 16),
+        latent_mean=theirs.take("latents_mean", LATENT_MEAN),
+        latent_std=theirs.take("latents_std", LATENT_STD),
+    )
+    theirs.done()
+    return config

@@ -1,0 +1,296 @@
+"""The LTX-Video codec: a clip becomes latents of 8 frames x 32 x 32 px, and back.
+
+B clips, C channels, T frames (N latent frames), H and W px (h and w cells); layers work channels-last,
+(B, T, H, W, C). The first frame is a latent frame of its own. Source: HaCohen et al. 2024 (LTX-Video), section 2.
+
+The decoder of the published codecs sees the frames to come. It still works in chunks of time with the result of the
+whole clip: each convolution gives a frame when it has seen the next, and at the end the layers give what they hold
+back. Memory is that of a chunk and of two frames a convolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from vitascope.core.errors import InputError, ShapeError
+from vitascope.core.random import generator as seeded
+from vitascope.core.shapes import VideoStrides, latent_frames, latent_size
+from vitascope.models.codecs.ltx.config import Layer, LTXCodecConfig, decoder_layers, encoder_layers
+from vitascope.models.codecs.ltx.layers import (
+    NOTHING,
+    Given,
+    Grow,
+    Out,
+    Pack,
+    ResidualBlock,
+    TimestepVectors,
+    pack,
+    unpack,
+)
+from vitascope.nn.time_conv import TimeConv3d, TimeStream
+
+TIMESTEP = 0.05
+NOISE_SCALE = 0.025
+"""How noisy a conditioned decoder is told that its latents are, and how much noise they get; of the published use."""
+
+
+class Encoder(nn.Module):
+    """Frames (B, T, H, W, 3) to the means of the latents (B, N, h, w, C)."""
+
+    def __init__(self, config: LTXCodecConfig) -> None:
+        super().__init__()
+        self.patch_px, self.latent_channels = config.patch_px, config.latent_channels
+        self.layers = nn.ModuleList(
+            _build(layer, config.encoder_causal, config.eps, residual=False) for layer in encoder_layers(config)
+        )
+
+    def run(self, frames: Tensor, chunk: int) -> Iterator[Tensor]:
+        """`chunk` frames at a time after the first; 0 takes the whole clip."""
+        # within a patch columns vary slower than rows
+        parts = (_swapped(pack(_swapped(part), self._patch)) for part in _chunks(frames, chunk))
+        for moments in run_layers(self.layers, [NOTHING] * len(self.layers), parts, chunk):
+            # the last channel is the variance of all
+            yield moments[..., : self.latent_channels]
+
+    @property
+    def _patch(self) -> tuple[int, int, int]:
+        return 1, self.patch_px, self.patch_px
+
+
+class Decoder(nn.Module):
+    """Latents (B, N, h, w, C) to frames (B, T, H, W, 3)."""
+
+    def __init__(self, config: LTXCodecConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.plan = decoder_layers(config)
+        self.layers = nn.ModuleList(self._layer(layer) for layer in self.plan)
+        vectors: list[nn.Module] = []
+        if config.timestep_conditioning:
+            vectors = [TimestepVectors(stage.channels, 4) for stage in config.decoder]
+            vectors.append(TimestepVectors(config.decoder[-1].channels, 2))
+            self.register_buffer("timestep_scale", torch.tensor(1000.0))
+        self.vectors = nn.ModuleList(vectors)
+
+    def run(self, latents: Tensor, given: Sequence[Given], chunk: int) -> Iterator[Tensor]:
+        """`chunk` latent frames at a time after the first; 0 takes the whole clip."""
+        patch = (1, self.config.patch_px, self.config.patch_px)
+        for cells in run_layers(self.layers, given, _chunks(latents, chunk), chunk):
+            yield _swapped(unpack(_swapped(cells), patch))
+
+    def given(self, timesteps_B: Tensor, size: tuple[int, int], generator: torch.Generator) -> list[Given]:
+        """What each layer gets for latents of h x w cells: timesteps in 0..1, noise in the order of the layers."""
+        vectors: list[Tensor] = []
+        if self.vectors:
+            scaled_B = timesteps_B * self.get_buffer("timestep_scale")
+            vectors = [embed(scaled_B) for embed in self.vectors]
+        out = []
+        for layer in self.plan:
+            noise = None
+            if layer.kind == "residual" and self.config.decoder[layer.stage].inject_noise:
+                planes = [_randn([side * layer.scale for side in size], generator, timesteps_B) for _ in range(2)]
+                noise = torch.stack(planes)
+            stage = -1 if layer.kind == "out" else layer.stage
+            modulated = bool(vectors) and layer.kind in ("residual", "out")
+            out.append(Given(vectors[stage] if modulated else None, noise, layer.scale))
+        return out
+
+    def _layer(self, layer: Layer) -> nn.Module:
+        config, stage = self.config, self.config.decoder[layer.stage]
+        timesteps = config.timestep_conditioning
+        residual, noise = stage.step == "residual", stage.inject_noise
+        return _build(layer, config.decoder_causal, config.eps, residual, timesteps=timesteps, noise=noise)
+
+
+class LTXCodec(nn.Module):
+    """`core.protocols.VideoCodec`; whole, or a few latent frames at a time with the same result."""
+
+    latent_mean: Tensor
+    latent_std: Tensor
+
+    def __init__(self, config: LTXCodecConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder, self.decoder = Encoder(config), Decoder(config)
+        self.register_buffer("latent_mean", torch.zeros(config.latent_channels))
+        self.register_buffer("latent_std", torch.ones(config.latent_channels))
+
+    @property
+    def strides(self) -> VideoStrides:
+        return self.config.strides
+
+    @property
+    def latent_channels(self) -> int:
+        return self.config.latent_channels
+
+    def encode(self, frames: Tensor, chunk: int = 1) -> Tensor:
+        """Frames (B, 3, 1 + k*time, H, W) in [-1, 1] to latents (B, C, 1 + k, h, w): the posterior's mean, normalised.
+
+        `chunk` latent frames are worked out at a time, after the first; 0 takes the whole clip. Raises ShapeError,
+        naming the nearest valid sizes, when the frames do not fit the strides.
+        """
+        self.check_frames(frames)
+        raw = torch.cat(list(self.encoder.run(frames.movedim(1, -1), chunk * self.strides.time)), 1)
+        mean, std = self._statistics(raw)
+        return ((raw - mean) / std).movedim(-1, 1)
+
+    def decode(
+        self,
+        latents: Tensor,
+        chunk: int = 1,
+        timestep: float = TIMESTEP,
+        noise_scale: float = NOISE_SCALE,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Latents (B, C, 1 + k, h, w) to frames (B, 3, 1 + k*time, H, W), about [-1, 1]; `chunk` as in `encode`.
+
+        A conditioned decoder gets (1 - noise_scale) latents + noise_scale noise and is told the timestep, both in
+        [0, 1]; one without has no use for them. Noise comes from `generator`, or always the same from a fixed seed.
+        Raises ShapeError and InputError.
+        """
+        return torch.cat(list(self.stream(latents, chunk, timestep, noise_scale, generator)), 2)
+
+    def stream(
+        self,
+        latents: Tensor,
+        chunk: int = 1,
+        timestep: float = TIMESTEP,
+        noise_scale: float = NOISE_SCALE,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[Tensor]:
+        """`decode` piece by piece. A causal decoder gives the first frame, then those of `chunk` latent frames at a
+        time; one that looks ahead gives its first frames when it has seen what they depend on."""
+        raw, given = self.prepare(latents, timestep, noise_scale, generator)
+        for frames in self.decoder.run(raw.movedim(1, -1), given, chunk):
+            yield frames.movedim(-1, 1)
+
+    def prepare(
+        self, latents: Tensor, timestep: float, noise_scale: float, generator: torch.Generator | None
+    ) -> tuple[Tensor, list[Given]]:
+        """The decoder's own input: latents without normalisation and with noise, (B, C, N, h, w), and what each layer
+        is given."""
+        self.check_latents(latents)
+        for name, value in (("timestep", timestep), ("noise_scale", noise_scale)):
+            if not 0 <= value <= 1:
+                raise InputError(f"{name} must lie in [0, 1], got {value}")
+        generator = seeded(0) if generator is None else generator
+        mean, std = self._statistics(latents)
+        raw = (latents.movedim(1, -1) * std + mean).movedim(-1, 1)
+        if self.config.timestep_conditioning:
+            raw = torch.lerp(raw, _randn(latents.shape, generator, raw), noise_scale)
+        timesteps_B = raw.new_full((len(raw),), timestep)
+        return raw, self.decoder.given(timesteps_B, (raw.shape[3], raw.shape[4]), generator)
+
+    def check_frames(self, frames: Tensor) -> None:
+        """Raise ShapeError unless `frames` is (B, 3, 1 + k*time, m*height, n*width)."""
+        if frames.ndim != 5 or frames.shape[1] != 3:
+            raise ShapeError(f"frames must be (B, 3, T, H, W), got {tuple(frames.shape)}")
+        latent_frames(frames.shape[2], self.strides.time)
+        latent_size(frames.shape[3], self.strides.height, "height")
+        latent_size(frames.shape[4], self.strides.width, "width")
+
+    def check_latents(self, latents: Tensor) -> None:
+        """Raise ShapeError unless `latents` is (B, C, N, h, w) with at least one latent frame."""
+        if latents.ndim != 5 or latents.shape[1] != self.latent_channels or not latents.shape[2]:
+            raise ShapeError(f"latents must be (B, {self.latent_channels}, N, h, w), got {tuple(latents.shape)}")
+
+    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each latent channel."""
+        return self.latent_mean.to(like.dtype), (self.latent_std / self.config.scaling).to(like.dtype)
+
+
+def run_layers(layers: nn.ModuleList, given: Sequence[Given], parts: Iterable[Tensor], chunk: int) -> Iterator[Tensor]:
+    """All layers over one part of a clip after the other, at most `chunk` frames each; then what the layers hold back.
+
+    0 says that the one part is the clip. Otherwise memory follows the part, at the end as before it: what a layer gives
+    up there goes on together while it is no larger than the largest that a part becomes.
+    """
+    stream = TimeStream(ending=chunk == 0)
+    shapes: dict[int, tuple[int, ...]] = {}
+
+    def apply(index: int, x: Tensor) -> Tensor:
+        layer, shapes[index] = layers[index], tuple(x.shape)
+        return layer(x, stream, given[index]) if isinstance(layer, (ResidualBlock, Out)) else layer(x, stream)
+
+    def push(x: Tensor, start: int = 0) -> Tensor:
+        for index in range(start, len(layers)):
+            x = apply(index, x)
+        return x
+
+    x = None
+    for part in parts:
+        x = part
+        out = push(part)
+        if out.shape[1]:
+            yield out
+    if chunk == 0 or x is None:
+        return
+    per_frame = [prod(shape[2:]) for _, shape in sorted(shapes.items())]
+    most = max(rate * size for rate, size in zip(_rates(layers, chunk), per_frame, strict=True))
+    x = x[:, :0]
+    for index in range(len(layers)):
+        *parts, x = x.split(max(1, int(most / per_frame[index])), 1)
+        for part in parts:
+            out = push(part, index)
+            if out.shape[1]:
+                yield out
+        stream.ending = True
+        x = apply(index, x)
+        stream.ending = False
+    if x.shape[1]:
+        yield x
+
+
+def _rates(layers: nn.ModuleList, chunk: int) -> Iterator[float]:
+    """Frames in front of each layer for `chunk` frames in front of the first."""
+    rate = float(chunk)
+    for layer in layers:
+        yield rate
+        if isinstance(layer, Grow):
+            rate *= layer.BLOCK[0]
+        elif isinstance(layer, Pack):
+            rate /= layer.block[0]
+        elif isinstance(layer, TimeConv3d):
+            rate /= layer.stride[0]
+
+
+def _build(
+    layer: Layer, causal: bool, eps: float, residual: bool, timesteps: bool = False, noise: bool = False
+) -> nn.Module:
+    channels, out_channels = layer.in_channels, layer.out_channels
+    match layer.kind:
+        case "in" | "conv":
+            return TimeConv3d(channels, out_channels, causal, layer.stride)
+        case "pack":
+            return Pack(channels, out_channels, layer.stride, causal)
+        case "grow":
+            return Grow(channels, out_channels, causal, residual)
+        case "out":
+            return Out(channels, out_channels, causal, timesteps)
+        case "residual" | "change":
+            return ResidualBlock(channels, out_channels, causal, eps, timesteps, noise)
+
+
+def _chunks(x: Tensor, size: int) -> Iterator[Tensor]:
+    """Along axis 1: the first, then `size` at a time; all at once for 0."""
+    if size < 0:
+        raise InputError(f"chunk must be 0 (the whole clip) or more, got {size}")
+    if size == 0:
+        yield x
+        return
+    yield x[:, :1]
+    for start in range(1, x.shape[1], size):
+        yield x[:, start : start + size]
+
+
+def _swapped(x: Tensor) -> Tensor:
+    """Rows and columns change places."""
+    return x.transpose(2, 3)
+
+
+def _randn(shape: Sequence[int], generator: torch.Generator, like: Tensor) -> Tensor:
+    return torch.randn(shape, generator=generator, device=generator.device).to(like)

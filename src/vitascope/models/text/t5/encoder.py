@@ -1,0 +1,171 @@
+"""T5-XXL (LTX-Video, Mochi) and umT5-XXL (Wan): prompts to a vector per token.
+
+B prompts, S tokens, L tokens of a text, D width (4096 for XXL).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitascope.core.errors import CheckpointError, PromptError
+from vitascope.core.tracks import TextContext
+from vitascope.models.pretrained import check_quantise, load_pretrained, transformers
+from vitascope.models.text.cache import CachedTextEncoder, CacheFolder, WhatAfter, model_identity
+from vitascope.models.text.rows import TextRow, assemble, check_prompts, warn_of_cut
+from vitascope.models.text.t5.options import T5Options
+from vitascope.weights.foreign import read_object
+
+CLASSES = {"t5": "T5EncoderModel", "umt5": "UMT5EncoderModel"}
+ENCODER, TOKENIZER = "text_encoder", "tokenizer"
+"""The folders of a pipeline as diffusers writes it."""
+PROMPTS_AT_ONCE = 8
+
+
+class T5TextEncoder(nn.Module):
+    """`core.protocols.TextEncoder`: a T5 or umT5 encoder and a tokeniser of `transformers`, read as `options` say."""
+
+    def __init__(self, model: nn.Module, tokenizer: Any, options: T5Options) -> None:
+        super().__init__()
+        self.model, self.tokenizer, self.options = model, tokenizer, options
+
+    @property
+    def width(self) -> int:
+        """Width of the embeddings."""
+        return self._table.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the encoder is."""
+        return self._table.device
+
+    @property
+    def _table(self) -> Tensor:
+        """The vectors of all tokens (V, D); embeddings come in its dtype."""
+        model: Any = self.model
+        return model.get_input_embeddings().weight
+
+    def forward(self, prompts: Sequence[str]) -> TextContext:
+        """Embeddings (B, S, D) and mask (B, S). Raises PromptError for prompts that are not text or too long."""
+        return assemble(self.encode(prompts), self.options.row_tokens, self.device)
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> list[TextRow]:
+        """A row for each prompt, on the encoder's device; see `forward`."""
+        check_prompts(prompts)
+        texts = [self.options.clean(prompt) for prompt in prompts]
+        removed = [self._remove(text) for text in texts]
+        rows = [self._empty_row()] * len(texts)
+        there = [i for i, text in enumerate(texts) if text or self.options.empty == "encoded"]
+        for start in range(0, len(there), PROMPTS_AT_ONCE):
+            part = there[start : start + PROMPTS_AT_ONCE]
+            for i, (embeddings_LD, num_tokens) in zip(part, self._run([texts[i] for i in part]), strict=True):
+                rows[i] = TextRow(embeddings_LD, num_tokens, removed[i])
+        return rows
+
+    def _remove(self, text: str) -> str:
+        """What of a text does not fit. Raises PromptError or warns, as the options say."""
+        ids = self.tokenizer(text, add_special_tokens=True, truncation=False, verbose=False).input_ids
+        most = self.options.max_tokens
+        if len(ids) <= most:
+            return ""
+        removed = self.tokenizer.decode(ids[most - 1 : -1])
+        if self.options.too_long == "refuse":
+            raise PromptError(f"the prompt has {len(ids)} tokens, at most {most} fit; too much is: {removed[:60]!r}")
+        warn_of_cut(removed, most)
+        return removed
+
+    def _run(self, texts: list[str]) -> list[tuple[Tensor, int]]:
+        """Embeddings (L, D) and the number of words of each text."""
+        options = self.options
+        full = options.padding == "kept" or options.attention == "all"
+        tokens = self.tokenizer(
+            texts,
+            padding="max_length" if full else "longest",
+            max_length=options.max_tokens,
+            truncation=True,
+            padding_side="right",
+            add_special_tokens=True,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        mask_BS = tokens.attention_mask.to(self.device)
+        read_BS = mask_BS if options.attention == "words" else None
+        states_BSD = self.model(tokens.input_ids.to(self.device), attention_mask=read_BS).last_hidden_state
+        states_BSD = states_BSD.to(self._table.dtype)
+        counts = tokens.attention_mask.sum(1).tolist()
+        return [
+            (states_SD if options.padding == "kept" else states_SD[:count], count)
+            for states_SD, count in zip(states_BSD, counts, strict=True)
+        ]
+
+    def _empty_row(self) -> TextRow:
+        length = self.options.max_tokens if self.options.padding == "kept" else 0
+        return TextRow(torch.zeros(length, self.width, dtype=self._table.dtype, device=self.device), 0)
+
+
+def load_t5(
+    folder: str | Path,
+    options: T5Options,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    device: torch.device | str = "cpu",
+    quantise: str | None = None,
+) -> T5TextEncoder:
+    """The encoder in the folders `text_encoder` and `tokenizer` of a pipeline as diffusers writes it, such as a
+    snapshot of the hub on this machine.
+
+    quantise: one of `models.pretrained.QUANTISERS`. Raises CheckpointError for what is missing, damaged or another
+    model; CapabilityError for a package that is missing; InputError for an unknown `quantise`.
+    """
+    check_quantise(quantise, device)
+    folder = Path(folder)
+    tokenizer = _load_tokenizer(folder / TOKENIZER)
+    model = load_pretrained(folder / ENCODER, CLASSES, dtype=dtype, device=device, quantise=quantise)
+    return T5TextEncoder(model, tokenizer, options).eval()
+
+
+def open_t5(
+    folder: str | Path,
+    options: T5Options,
+    *,
+    cache: Path | None,
+    dtype: torch.dtype = torch.bfloat16,
+    device: torch.device | str = "cpu",
+    quantise: str | None = None,
+    after: WhatAfter = "release",
+) -> CachedTextEncoder:
+    """The encoder of `load_t5`, loaded only for prompts that the folder `cache` (None: no cache) does not know.
+
+    after: `CachedTextEncoder`. Raises at once what can be known without loading: missing folders, wrong names.
+    """
+    check_quantise(quantise, device)
+    folder = Path(folder)
+    width = read_object(folder / ENCODER / "config.json").get("d_model")
+    if not isinstance(width, int):
+        raise CheckpointError(f"{folder / ENCODER / 'config.json'} lacks the width d_model of an encoder")
+    if not (folder / TOKENIZER).is_dir():
+        raise CheckpointError(f"{folder} has no folder {TOKENIZER}")
+    parts = (folder / ENCODER, folder / TOKENIZER)
+    return CachedTextEncoder(
+        lambda: load_t5(folder, options, dtype=dtype, device=device, quantise=quantise),
+        options,
+        None if cache is None else CacheFolder(cache, lambda: model_identity(parts, cache, str(dtype), str(quantise))),
+        width=width,
+        device=device,
+        after=after,
+    )
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    library = transformers("text encoders of public checkpoints")
+    if not folder.is_dir():
+        raise CheckpointError(f"no folder {TOKENIZER} at {folder}")
+    try:
+        return library.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, ImportError, AttributeError) as error:
+        raise CheckpointError(f"the tokeniser in {folder} cannot be loaded: {' '.join(str(error).split())}") from error

@@ -1,0 +1,83 @@
+"""Causal convolution that repeats what is at the edge, in time and in space, and a norm of its frames.
+
+Activations are channels-last, (B, T, H, W, C): batch, frames, rows, columns, channels.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitascope.nn.causal_conv import Kernel, TailCache
+
+
+class EdgeCache(TailCache):
+    """A `TailCache` whose streams begin with their first step repeated instead of zeros; it can also keep everything,
+    as attention over the past needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._started: set[nn.Module] = set()
+        self._kept: dict[tuple[nn.Module, int], Tensor] = {}
+
+    def extend(self, layer: nn.Module, x: Tensor, history: int) -> Tensor:
+        """`x` with the `history` steps (axis 1) that came before it in front; remembers the new last steps."""
+        if self.is_fresh(layer):
+            self._tails[layer] = x[:, :1].expand(-1, history, *x.shape[2:])
+        return super().extend(layer, x, history)
+
+    def begin(self, layer: nn.Module) -> bool:
+        """Whether this is the first time that the layer asks."""
+        fresh = layer not in self._started
+        self._started.add(layer)
+        return fresh
+
+    def keep(self, layer: nn.Module, part: int, x: Tensor) -> Tensor:
+        """All that the layer gave for this part (of its rows, say) so far, along axis 1, `x` last."""
+        before = self._kept.get((layer, part))
+        self._kept[layer, part] = x if before is None else torch.cat([before, x], 1)
+        return self._kept[layer, part]
+
+    def num_bytes(self) -> int:
+        """Memory that the stream holds between chunks."""
+        return super().num_bytes() + sum(x.numel() * x.element_size() for x in self._kept.values())
+
+
+class EdgeConv3d(nn.Conv3d):
+    """3-D convolution of stride 1, (B, T, H, W, C_in) to (B, T, H, W, C_out); `kernel` is odd in height and width.
+
+    Edges are repeated, never zero: those of the frame and, before the first frame of a stream, that frame.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: Kernel = (3, 3, 3)) -> None:
+        super().__init__(in_channels, out_channels, kernel)
+        self.history, rows, columns = kernel[0] - 1, kernel[1] // 2, kernel[2] // 2
+        self.edges = (columns, columns, rows, rows, 0, 0)
+
+    def forward(self, input: Tensor, cache: TailCache | None = None) -> Tensor:
+        cache = EdgeCache() if cache is None else cache
+        x = cache.extend(self, input, self.history) if self.history else input
+        return super().forward(F.pad(x.movedim(-1, 1), self.edges, mode="replicate")).movedim(1, -1)
+
+
+class FrameGroupNorm(nn.GroupNorm):
+    """Group norm over each frame on its own, so that time does not mix; tiles of a frame would: they have other means
+    and variances than the whole. Wu and He 2018."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        frames = input.flatten(0, 1).movedim(-1, 1)
+        return super().forward(frames).movedim(1, -1).unflatten(0, input.shape[:2])
+
+
+class GroupResidualBlock(nn.Module):
+    """norm, SiLU, convolution, twice, around a skip; the shape stays."""
+
+    def __init__(self, channels: int, groups: int = 32) -> None:
+        super().__init__()
+        self.norm1, self.conv1 = FrameGroupNorm(groups, channels), EdgeConv3d(channels, channels)
+        self.norm2, self.conv2 = FrameGroupNorm(groups, channels), EdgeConv3d(channels, channels)
+
+    def forward(self, x: Tensor, cache: TailCache | None = None) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)), cache)
+        return x + self.conv2(F.silu(self.norm2(h)), cache)

@@ -1,0 +1,56 @@
+"""Models by the name they have on the Hugging Face hub: fetched once, kept in its cache, found there without a network.
+
+Only weights as safetensors, configurations and tokenisers are fetched: never code, never pickles.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from vitascope.core.errors import CapabilityError, CheckpointError
+
+HUB_NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
+"""OWNER/NAME or OWNER/NAME@REVISION, with a branch, a tag or a commit."""
+FETCHED = ("*.json", "*.safetensors", "*.model", "*.txt")
+
+
+def is_hub_name(text: str) -> bool:
+    """Whether a text may be the name of a model on the hub, which a path that is there never is."""
+    return HUB_NAME.fullmatch(text) is not None and not Path(text).exists()
+
+
+def fetch(text: str, folders: tuple[str, ...] = (), *, offline: bool = False) -> Path:
+    """The folder of a model of the hub on this machine, by OWNER/NAME[@REVISION].
+
+    folders: of the model that are wanted, beside the files at its top; all of them unless given. offline: only what is
+    in the cache already, as the variable HF_HUB_OFFLINE=1 of `huggingface_hub` also says. Raises CapabilityError
+    without that package, CheckpointError for a model or revision that is not there or cannot be reached.
+    """
+    match = HUB_NAME.fullmatch(text)
+    if match is None:
+        raise CheckpointError(f"{text!r} is not the name of a model on the hub: OWNER/NAME or OWNER/NAME@REVISION")
+    if find_spec("huggingface_hub") is None:
+        raise CapabilityError("models of the hub need huggingface_hub: install vitascope[checkpoints]")
+    hub: Any = import_module("huggingface_hub")
+    errors: Any = import_module("huggingface_hub.errors")
+    patterns = [f"{folder}/{kind}" for folder in folders for kind in FETCHED] or list(FETCHED)
+    try:
+        found = hub.snapshot_download(
+            match["name"],
+            revision=match["revision"],
+            allow_patterns=[*patterns, "model_index.json", "pipeline.json"],
+            local_files_only=offline,
+        )
+    except errors.LocalEntryNotFoundError as error:
+        raise CheckpointError(f"{text} is not in the cache of the hub, and the hub cannot be reached") from error
+    except errors.GatedRepoError as error:
+        raise CheckpointError(f"{text} asks for permission: accept its terms on the hub and log in") from error
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+        raise CheckpointError(f"{text} is not on the hub, or not for this account") from error
+    except (errors.HfHubHTTPError, errors.HFValidationError, OSError, ValueError) as error:
+        raise CheckpointError(f"{text} cannot be fetched: {' '.join(str(error).split())[:200]}") from error
+    return Path(found)
