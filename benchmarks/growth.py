@@ -21,7 +21,8 @@ from vitascope.core.shapes import ClipFormat
 from vitascope.diffusion.guidance import GuidedDenoiser
 from vitascope.models.codecs.causal_video.model import CausalVideoCodec
 from vitascope.models.codecs.causal_video.stream import decode_progressively
-from vitascope.models.codecs.causal_video.tiling import Tiling, decode_tiled
+from vitascope.models.codecs.causal_video.tiling import decode_tiled
+from vitascope.nn.tiling import Tiling
 from vitascope.tasks.known import start_tracks
 from vitascope.tasks.load import load_pipeline
 from vitascope.tasks.request import Given

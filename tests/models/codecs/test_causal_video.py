@@ -12,7 +12,8 @@ from vitascope.core.errors import InputError, ShapeError
 from vitascope.models.codecs.causal_video.config import PRESETS, CausalVideoConfig, Level
 from vitascope.models.codecs.causal_video.model import CausalVideoCodec
 from vitascope.models.codecs.causal_video.stream import DecoderStream, EncoderStream, decode_progressively
-from vitascope.models.codecs.causal_video.tiling import Tiling, _spans, decode_tiled, encode_tiled
+from vitascope.models.codecs.causal_video.tiling import decode_tiled, encode_tiled
+from vitascope.nn.tiling import Tiling
 
 TINY = CausalVideoConfig(
     latent_channels=6,
@@ -152,21 +153,3 @@ def test_a_frame_smaller_than_a_tile_is_coded_whole() -> None:
     codec = tiny_codec()
     latents = codec.encode(clip())
     assert torch.equal(decode_tiled(codec, latents, Tiling(16, 6)), codec.decode(latents))
-
-
-@settings(max_examples=50, deadline=None)
-@given(size=st.integers(1, 60), tile=st.integers(2, 20), data=st.data())
-def test_tiles_cover_every_cell_once_in_weight(size: int, tile: int, data: st.DataObject) -> None:
-    from vitascope.models.codecs.causal_video.tiling import _weights
-
-    overlap = data.draw(st.integers(0, tile // 2))
-    total = torch.zeros(size * 4)
-    for start, end, ramps in _spans(size, Tiling(tile, overlap)):
-        assert 0 <= start < end <= size
-        total[start * 4 : end * 4] += _weights(end - start, ramps, 4, total)
-    torch.testing.assert_close(total, torch.ones_like(total))
-
-
-def test_an_overlap_as_large_as_the_tile_is_refused() -> None:
-    with pytest.raises(ShapeError, match="overlap"):
-        Tiling(4, 4)

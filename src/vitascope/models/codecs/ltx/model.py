@@ -38,6 +38,10 @@ NOISE_SCALE = 0.025
 """How noisy a conditioned decoder is told that its latents are, and how much noise they get; of the published use."""
 
 
+UNLIMITED = 2**31
+"""Frames at a time."""
+
+
 class Encoder(nn.Module):
     """Frames (B, T, H, W, 3) to the means of the latents (B, N, h, w, C)."""
 
@@ -206,8 +210,8 @@ class LTXCodec(nn.Module):
 def run_layers(layers: nn.ModuleList, given: Sequence[Given], parts: Iterable[Tensor], chunk: int) -> Iterator[Tensor]:
     """All layers over one part of a clip after the other, at most `chunk` frames each; then what the layers hold back.
 
-    0 says that the one part is the clip. Otherwise memory follows the part, at the end as before it: what a layer gives
-    up there goes on together while it is no larger than the largest that a part becomes.
+    0 says that the one part is the clip. Otherwise memory follows the part, at the end as before it: what the layers
+    give up there is cut wherever it would become larger than a part does anywhere.
     """
     stream = TimeStream(ending=chunk == 0)
     shapes: dict[int, tuple[int, ...]] = {}
@@ -216,33 +220,26 @@ def run_layers(layers: nn.ModuleList, given: Sequence[Given], parts: Iterable[Te
         layer, shapes[index] = layers[index], tuple(x.shape)
         return layer(x, stream, given[index]) if isinstance(layer, (ResidualBlock, Out)) else layer(x, stream)
 
-    def push(x: Tensor, start: int = 0) -> Tensor:
-        for index in range(start, len(layers)):
+    def onward(x: Tensor, start: int, limits: Sequence[int], ending: bool) -> Iterator[Tensor]:
+        for index, limit in enumerate(limits[start:], start):
+            *earlier, x = x.split(limit, 1) if x.shape[1] else [x]
+            for part in earlier:
+                yield from onward(part, index, limits, False)
+            stream.ending = ending
             x = apply(index, x)
-        return x
+        if x.shape[1]:
+            yield x
 
     x = None
-    for part in parts:
-        x = part
-        out = push(part)
-        if out.shape[1]:
-            yield out
-    if chunk == 0 or x is None:
-        return
-    per_frame = [prod(shape[2:]) for _, shape in sorted(shapes.items())]
-    most = max(rate * size for rate, size in zip(_rates(layers, chunk), per_frame, strict=True))
-    x = x[:, :0]
-    for index in range(len(layers)):
-        *parts, x = x.split(max(1, int(most / per_frame[index])), 1)
-        for part in parts:
-            out = push(part, index)
-            if out.shape[1]:
-                yield out
-        stream.ending = True
-        x = apply(index, x)
-        stream.ending = False
-    if x.shape[1]:
-        yield x
+    for x in parts:
+        yield from onward(x, 0, [UNLIMITED] * len(layers), chunk == 0)
+    if chunk and x is not None:
+        rates = list(_rates(layers, chunk))
+        sizes = [rate * prod(shape[2:]) for rate, (_, shape) in zip(rates, sorted(shapes.items()), strict=True)]
+        # as many frames as make what goes in and what comes out no larger than the largest
+        wide = [max(sizes[index : index + 2]) for index in range(len(sizes))]
+        limits = [max(1, int(rate * max(sizes) / size)) for rate, size in zip(rates, wide, strict=True)]
+        yield from onward(x[:, :0], 0, limits, True)
 
 
 def _rates(layers: nn.ModuleList, chunk: int) -> Iterator[float]:
