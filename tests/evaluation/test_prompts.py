@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import product
 
 import pytest
 
@@ -11,7 +12,7 @@ from vitascope.core.shapes import ClipFormat
 from vitascope.evaluation.prompts import DIVERSITY_SEEDS, GROUPS, SOUND_KINDS, all_cases, cases_of
 from vitascope.world.captions import parse_caption
 from vitascope.world.casting import is_held_out
-from vitascope.world.scene import CAMERAS, COLOURS, MOTIONS, PLAIN_BACKGROUNDS, SHAPES
+from vitascope.world.scene import CAMERAS, COLOURS, DRAWN_BACKGROUNDS, MOTIONS, PLAIN_BACKGROUNDS, SHAPES
 
 FMT = ClipFormat()
 
@@ -71,3 +72,9 @@ def test_bad_groups_are_refused() -> None:
     with pytest.raises(InputError, match="at least one prompt"):
         cases_of("single", 0, 0, FMT)
     assert set(all_cases([], 1, 0, FMT)) == set(GROUPS)
+
+
+def test_every_camera_move_meets_every_drawn_background() -> None:
+    cases = cases_of("camera", len(CAMERAS) * len(DRAWN_BACKGROUNDS), 0, FMT)
+    pairs = {(case.scene.camera, case.scene.background) for case in cases}
+    assert pairs == set(product(CAMERAS, DRAWN_BACKGROUNDS))

@@ -131,11 +131,11 @@ def pair_scenes(count: int, seed: int, fmt: ClipFormat) -> list[Scene]:
 
 
 def camera_scenes(count: int, seed: int, fmt: ClipFormat) -> list[Scene]:
-    """One subject before a drawn background; every camera move in turn, with every background in turn."""
+    """One subject before a drawn background; every camera move in turn, each with every background in turn."""
     scenes = []
     for number in range(count):
-        camera = CAMERAS[number % len(CAMERAS)]
-        background = DRAWN_BACKGROUNDS[(number + number // len(CAMERAS)) % len(DRAWN_BACKGROUNDS)]
+        turn, move = divmod(number, len(CAMERAS))
+        camera, background = CAMERAS[move], DRAWN_BACKGROUNDS[(move + turn) % len(DRAWN_BACKGROUNDS)]
         mix = _mix(camera=float(camera != "static"), camera_on_drawn=1.0, drawn_background=1.0)
         wanted = (camera, background)
         scenes.append(_drawn(mix, derive_seed(seed, number), fmt, lambda s, w=wanted: (s.camera, s.background) == w))
