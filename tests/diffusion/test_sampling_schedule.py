@@ -41,7 +41,7 @@ def test_levels_fall_from_noise_to_nothing(num_steps: int, num_cells: int, **opt
 @pytest.mark.parametrize("num_steps", [1, 2, 7, 50])
 @pytest.mark.parametrize("shift", [1.0, 3.0, 5.0])
 def test_wan(shift: float, num_steps: int) -> None:
-    theirs = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+    theirs: Any = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
     theirs.set_timesteps(num_steps)
     ours = SamplingSchedule(shift=shift, end=0.001, below_one=1e-6).levels(num_steps)
     assert ours == pytest.approx(theirs.sigmas.tolist(), abs=1e-7)
@@ -50,9 +50,9 @@ def test_wan(shift: float, num_steps: int) -> None:
 @pytest.mark.parametrize("num_cells", [100, 1024, 3000, 20_000])
 def test_ltx(num_cells: int) -> None:
     sizes = {"base_image_seq_len": 1024, "max_image_seq_len": 4096, "base_shift": 0.95, "max_shift": 2.05}
-    theirs = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.1, **sizes)
+    theirs: Any = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.1, **sizes)
     shift = calculate_shift(num_cells, 1024, 4096, 0.95, 2.05)
-    theirs.set_timesteps(sigmas=np.linspace(1.0, 1 / 9, 9), mu=shift)  # type: ignore[arg-type]
+    theirs.set_timesteps(sigmas=np.linspace(1.0, 1 / 9, 9), mu=shift)
     ours = SamplingSchedule(by_size=ShiftBySize(), terminal=0.1).levels(9, num_cells)
     assert ours == pytest.approx(theirs.sigmas.tolist(), abs=1e-5)  # theirs are worked out in fp32
 

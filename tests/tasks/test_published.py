@@ -93,10 +93,10 @@ def mochi_transformer() -> nn.Module:
 
 
 def mochi_codec() -> nn.Module:
+    channels: Any = (32, 32, 32, 32)
     return AutoencoderKLMochi(
-        encoder_block_out_channels=(32, 32, 32, 32), decoder_block_out_channels=(32, 32, 32, 32),
-        layers_per_block=(1, 1, 1, 1, 1),
-    )  # fmt: skip
+        encoder_block_out_channels=channels, decoder_block_out_channels=channels, layers_per_block=(1, 1, 1, 1, 1)
+    )
 
 
 def image_transformer(positions: int | None) -> nn.Module:
@@ -351,6 +351,7 @@ def test_missing_and_cut_files_are_named(folders: Any, tmp_path: Path) -> None:
 
 def test_in_bf16_the_matrices_take_half_the_memory_and_the_clip_is_nearly_the_same(folders: Any, load: Any) -> None:
     half = load_pipeline(str(folders("ltx")[0]), "cpu", "bf16")
+    assert isinstance(half.denoiser, nn.Module)
     kinds = {name: value.dtype for name, value in half.denoiser.state_dict().items()}
     assert kinds["blocks.0.attention.qkv.weight"] == torch.bfloat16
     assert kinds["blocks.0.offsets"] == torch.float32
