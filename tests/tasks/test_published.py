@@ -19,6 +19,7 @@ from diffusers.models.transformers.transformer_ltx import LTXVideoTransformer3DM
 from diffusers.models.transformers.transformer_mochi import MochiTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from diffusers.pipelines.ltx.pipeline_ltx import LTXPipeline
+from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXConditionPipeline
 from diffusers.pipelines.mochi.pipeline_mochi import MochiPipeline
 from diffusers.pipelines.wan import pipeline_wan_i2v
 from diffusers.pipelines.wan.pipeline_wan import WanPipeline
@@ -139,6 +140,10 @@ CASES = {
         LTXPipeline, "t5", FlowMatchEulerDiscreteScheduler(**DYNAMIC), ltx_transformer, ltx_codec,
         ClipFormat(96, 64, 25.0, 17), 5, (("frame_rate", 25), ("decode_timestep", 0.05), ("decode_noise_scale", 0.025)),
     ),
+    "ltx with conditions": Case(
+        LTXConditionPipeline, "t5", FlowMatchEulerDiscreteScheduler(), ltx_transformer, ltx_codec,
+        ClipFormat(64, 96, 25.0, 17), 5, (("frame_rate", 25),),
+    ),
     "mochi": Case(
         MochiPipeline, "t5", FlowMatchEulerDiscreteScheduler(invert_sigmas=True), mochi_transformer, mochi_codec,
         ClipFormat(32, 48, 30.0, 13), 5,
@@ -199,7 +204,7 @@ def their_latents(theirs: Any, case: Case, noise: Tensor, prompt: str, scale: fl
     out = theirs(
         prompt=prompt, negative_prompt="", width=fmt.width_px, height=fmt.height_px, num_frames=fmt.num_frames,
         num_inference_steps=case.steps, guidance_scale=scale, latents=latents, output_type="latent",
-        generator=torch.Generator().manual_seed(0), **dict(case.options),
+        generator=generator(3, VIDEO), **dict(case.options),  # what LTXConditionPipeline draws its noise from
     ).frames  # fmt: skip
     return theirs._unpack_latents(out, *noise.shape[2:]) if packed else out
 
@@ -319,6 +324,7 @@ def change(path: Path, **values: Any) -> None:
         ("transformer/config.json", {"text_dim": 24}, "has the shape|do not fit"),
         ("vae/config.json", {"is_residual": True}, "is_residual is True; only False"),
         ("scheduler/scheduler_config.json", {"solver_order": 3}, "solver_order is 3; only 2"),
+        ("scheduler/scheduler_config.json", {"colour": 1}, "unknown keys: colour"),
         ("scheduler/scheduler_config.json", {"_class_name": "DDIMScheduler"}, "only 'UniPCMultistepScheduler'"),
     ],
 )

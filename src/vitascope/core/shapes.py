@@ -6,6 +6,7 @@ cells. Nothing is rounded silently: a size that does not fit raises ShapeError n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -79,6 +80,21 @@ def latent_size(size_px: int, stride: int, name: str) -> int:
         near = ", ".join(map(str, nearest_multiples(size_px, stride)))
         raise ShapeError(f"{name} {size_px} px does not fit: it must be a multiple of {stride}; nearest: {near}")
     return size_px // stride
+
+
+def check_frames(shape: Sequence[int], strides: VideoStrides) -> None:
+    """Raise ShapeError, naming the nearest valid sizes, unless `shape` is (B, 3, 1 + k*time, m*height, n*width)."""
+    if len(shape) != 5 or shape[1] != 3:
+        raise ShapeError(f"frames must be (B, 3, T, H, W), got {tuple(shape)}")
+    latent_frames(shape[2], strides.time)
+    latent_size(shape[3], strides.height, "height")
+    latent_size(shape[4], strides.width, "width")
+
+
+def check_latents(shape: Sequence[int], channels: int) -> None:
+    """Raise ShapeError unless `shape` is (B, channels, N, h, w) with at least one latent frame."""
+    if len(shape) != 5 or shape[1] != channels or shape[2] < 1:
+        raise ShapeError(f"latents must be (B, {channels}, N, h, w), got {tuple(shape)}")
 
 
 def latent_frame_times(num_latent_frames: int, stride: int, fps: float) -> list[float]:

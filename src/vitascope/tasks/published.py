@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from vitascope.diffusion.sampling_schedule import SamplingSchedule, ShiftBySize
 from vitascope.models.image.clip.encoder import load_clip
 from vitascope.models.published import load_published
 from vitascope.models.text.t5.encoder import open_t5
-from vitascope.models.text.t5.options import T5_OPTIONS
+from vitascope.models.text.t5.options import T5_OPTIONS, T5Options
 from vitascope.tasks.pipeline import Defaults, Pipeline
 from vitascope.weights.foreign import ForeignConfig, read_object
 
@@ -35,11 +36,12 @@ _NOTES = ("num_train_timesteps", "timestep_spacing", "steps_offset", "trained_be
 
 @dataclass(frozen=True)
 class PublishedPipeline:
-    """A class of pipelines of diffusers: the family, the classes of its parts, and what its scheduler means."""
+    """A class of pipelines of diffusers: the classes of its parts, how it reads prompts, its defaults, and what its
+    scheduler means beside them."""
 
-    family: str
     denoiser: str
     codec: str
+    text: T5Options
     defaults: Defaults
     schedule: Callable[[ForeignConfig, Defaults], SamplingSchedule]
 
@@ -56,10 +58,12 @@ def _wan_schedule(theirs: ForeignConfig, own: Defaults) -> SamplingSchedule:
     return replace(own.schedule, shift=shift, end=0.001, below_one=1e-6, grid=1000)
 
 
-def _euler_schedule(theirs: ForeignConfig, own: Defaults) -> SamplingSchedule:
+def _euler_schedule(theirs: ForeignConfig, own: Defaults, inverted: bool = False) -> SamplingSchedule:
+    """inverted: the scheduler counts from data to noise, as Mochi's does; ours does not, so nothing follows from it."""
     theirs.only(_class_name="FlowMatchEulerDiscreteScheduler", stochastic_sampling=False, time_shift_type="exponential")
     theirs.only(use_karras_sigmas=False, use_exponential_sigmas=False, use_beta_sigmas=False)
-    theirs.ignore(*_NOTES, "invert_sigmas", "max_shift", "base_shift")
+    theirs.only(invert_sigmas=inverted)
+    theirs.ignore(*_NOTES)
     by_size = None
     if theirs.take("use_dynamic_shifting", False):
         by_size = ShiftBySize(
@@ -68,37 +72,38 @@ def _euler_schedule(theirs: ForeignConfig, own: Defaults) -> SamplingSchedule:
             theirs.take("max_image_seq_len", 4096),
             theirs.take("max_shift", 1.15),
         )
-    theirs.ignore("base_image_seq_len", "max_image_seq_len")
+    theirs.ignore("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
     terminal = theirs.take("shift_terminal", None) or 0.0
     return replace(own.schedule, shift=theirs.take("shift", 1.0), by_size=by_size, terminal=terminal)
 
 
+_WAN = Defaults(ClipFormat(832, 480, 16.0, 81), 50, Guidance(5.0), "unipc")
 PIPELINES: dict[str, PublishedPipeline] = {
     "WanPipeline": PublishedPipeline(
-        "wan",
         "WanTransformer3DModel",
         "AutoencoderKLWan",
-        Defaults(ClipFormat(832, 480, 16.0, 81), 50, Guidance(5.0), "unipc"),
+        T5_OPTIONS["wan"],
+        _WAN,
         _wan_schedule,
     ),
     "WanImageToVideoPipeline": PublishedPipeline(
-        "wan",
         "WanTransformer3DModel",
         "AutoencoderKLWan",
-        Defaults(ClipFormat(832, 480, 16.0, 81), 50, Guidance(5.0), "unipc"),
+        T5_OPTIONS["wan"],
+        _WAN,
         _wan_schedule,
     ),
     "LTXPipeline": PublishedPipeline(
-        "ltx",
         "LTXVideoTransformer3DModel",
         "AutoencoderKLLTXVideo",
+        T5_OPTIONS["ltx"],
         Defaults(ClipFormat(704, 512, 25.0, 161), 50, Guidance(3.0), "euler", frame_times="begin"),
         _euler_schedule,
     ),
     "LTXConditionPipeline": PublishedPipeline(
-        "ltx",
         "LTXVideoTransformer3DModel",
         "AutoencoderKLLTXVideo",
+        replace(T5_OPTIONS["ltx"], max_tokens=256, attention="words"),
         Defaults(
             ClipFormat(704, 512, 25.0, 161),
             50,
@@ -107,14 +112,14 @@ PIPELINES: dict[str, PublishedPipeline] = {
             SamplingSchedule("linear_quadratic"),
             frame_times="begin_causal",
         ),
-        lambda theirs, own: own.schedule,
+        _euler_schedule,
     ),
     "MochiPipeline": PublishedPipeline(
-        "mochi",
         "MochiTransformer3DModel",
         "AutoencoderKLMochi",
+        T5_OPTIONS["mochi"],
         Defaults(ClipFormat(848, 480, 30.0, 163), 64, Guidance(4.5), "euler", SamplingSchedule("linear_quadratic")),
-        _euler_schedule,
+        partial(_euler_schedule, inverted=True),
     ),
 }
 """By class name, as `_class_name` in model_index.json has it."""
@@ -137,14 +142,13 @@ def load_published_pipeline(
     """The pipeline in a folder, its matrices in `precision`; the text encoder is loaded when a prompt asks for it.
 
     name: in messages and recipes. variant: such as "fp16", part of the weights' file names. text_cache: where
-    embeddings are kept; None keeps none. Raises CheckpointError, and CapabilityError without
-    `transformers`.
+    embeddings are kept; None keeps none. Raises CheckpointError, and CapabilityError
+    without `transformers`.
     """
     index = read_object(folder / INDEX)
     kind = PIPELINES[choice("kind of pipeline", str(index.get("_class_name")), PIPELINES)]
     defaults = replace(kind.defaults, schedule=read_schedule(folder, kind))
-    options = T5_OPTIONS[kind.family]
-    text_encoder = open_t5(folder, options, cache=text_cache, dtype=precision, device=device)
+    text_encoder = open_t5(folder, kind.text, cache=text_cache, dtype=precision, device=device)
     denoiser: Any = load_published(
         folder / "transformer", [kind.denoiser], device=device, dtype=precision, variant=variant
     )
@@ -171,7 +175,9 @@ def read_schedule(folder: Path, kind: PublishedPipeline) -> SamplingSchedule:
     """The levels that the folder's scheduler stands for. Raises CheckpointError for a scheduler that is not known."""
     values = read_object(folder / "scheduler" / "scheduler_config.json")
     theirs = ForeignConfig(values, str(folder / "scheduler" / "scheduler_config.json"))
-    return kind.schedule(theirs, kind.defaults)
+    schedule = kind.schedule(theirs, kind.defaults)
+    theirs.done()
+    return schedule
 
 
 def _check_parts(folder: Path, denoiser: Denoiser, codec: VideoCodec, text_width: int) -> None:

@@ -17,8 +17,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from vitascope.core.errors import ShapeError
-from vitascope.core.shapes import VideoStrides, latent_frames, latent_size
+from vitascope.core.shapes import VideoStrides, check_frames, check_latents
 from vitascope.models.codecs.causal_video.config import CausalVideoConfig
 from vitascope.models.codecs.causal_video.preview import PreviewDecoder
 from vitascope.nn.causal_conv import CausalConv3d, TailCache
@@ -136,7 +135,7 @@ class CausalVideoCodec(nn.Module):
 
     def posterior(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance, each (B, C, N, h, w) and not normalised, of frames (B, 3, 1 + k*time, H, W)."""
-        self.check_frames(frames)
+        check_frames(frames.shape, self.strides)
         moments = self.encoder(self.lead_in(frames).movedim(1, -1)).movedim(-1, 1)
         mean, log_variance = moments.chunk(2, dim=1)
         return mean, log_variance.clamp(-20, 10)
@@ -150,13 +149,13 @@ class CausalVideoCodec(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Normalised latents (B, C, 1 + k, h, w) to frames (B, 3, 1 + k*time, H, W), about [-1, 1]."""
-        self.check_latents(latents)
+        check_latents(latents.shape, self.latent_channels)
         frames = self.decoder(self.denormalise(latents).movedim(1, -1)).movedim(-1, 1)
         return frames[:, :, self.strides.time - 1 :]
 
     def preview(self, latents: Tensor) -> Tensor:
         """Normalised latents (B, C, 1 + k, h, w) to small frames (B, 3, 1 + k*time, h*preview_px, w*preview_px)."""
-        self.check_latents(latents)
+        check_latents(latents.shape, self.latent_channels)
         frames = self.preview_decoder(self.denormalise(latents).movedim(1, -1)).movedim(-1, 1)
         return frames[:, :, self.strides.time - 1 :]
 
@@ -191,19 +190,6 @@ class CausalVideoCodec(nn.Module):
 
     def denormalise(self, latents: Tensor) -> Tensor:
         return latents * _per_channel(self.latent_std, latents) + _per_channel(self.latent_mean, latents)
-
-    def check_frames(self, frames: Tensor) -> None:
-        """Raise ShapeError unless `frames` is (B, 3, 1 + k*time, m*height, n*width)."""
-        if frames.ndim != 5 or frames.shape[1] != 3:
-            raise ShapeError(f"frames must be (B, 3, T, H, W), got {tuple(frames.shape)}")
-        latent_frames(frames.shape[2], self.strides.time)
-        latent_size(frames.shape[3], self.strides.height, "height")
-        latent_size(frames.shape[4], self.strides.width, "width")
-
-    def check_latents(self, latents: Tensor) -> None:
-        """Raise ShapeError unless `latents` is (B, C, N, h, w)."""
-        if latents.ndim != 5 or latents.shape[1] != self.latent_channels:
-            raise ShapeError(f"latents must be (B, {self.latent_channels}, N, h, w), got {tuple(latents.shape)}")
 
 
 def _blocks(channels: int, count: int, kernel: Block) -> list[nn.Module]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from vitascope.core.errors import ShapeError
+from vitascope.core.shapes import check_frames, check_latents
 from vitascope.models.codecs.causal_video.model import CausalVideoCodec
 from vitascope.nn.causal_conv import TailCache
 
@@ -29,7 +30,7 @@ class EncoderStream:
         """
         time = self.codec.strides.time
         if not self._started:
-            self.codec.check_frames(frames)
+            check_frames(frames.shape, self.codec.strides)
             frames = self.codec.lead_in(frames)
             self._started = True
         elif frames.shape[2] < 1 or frames.shape[2] % time:
@@ -48,7 +49,7 @@ class DecoderStream:
 
     def push(self, latents: Tensor) -> Tensor:
         """Normalised latents (B, C, N, h, w), any N >= 1, to their frames (B, 3, T, H, W)."""
-        self.codec.check_latents(latents)
+        check_latents(latents.shape, self.codec.latent_channels)
         raw = self.codec.denormalise(latents).movedim(1, -1)
         frames = self.codec.decoder(raw, self.cache).movedim(-1, 1)
         skipped = 0 if self._started else self.codec.strides.time - 1

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from vitascope.core.shapes import check_frames, check_latents
 from vitascope.models.codecs.causal_video.model import CausalVideoCodec
 from vitascope.nn.tiling import Span, Tiling, blend_tiles
 
 
 def decode_tiled(codec: CausalVideoCodec, latents: Tensor, tiling: Tiling) -> Tensor:
     """`codec.decode` tile by tile: latents (B, C, N, h, w) to frames (B, 3, T, H, W)."""
-    codec.check_latents(latents)
+    check_latents(latents.shape, codec.latent_channels)
 
     def code(rows: Span, columns: Span) -> Tensor:
         return codec.decode(latents[:, :, :, rows.slice(), columns.slice()])
@@ -24,7 +25,7 @@ def decode_tiled(codec: CausalVideoCodec, latents: Tensor, tiling: Tiling) -> Te
 
 def encode_tiled(codec: CausalVideoCodec, frames: Tensor, tiling: Tiling) -> Tensor:
     """`codec.encode` tile by tile: frames (B, 3, T, H, W) to latents (B, C, N, h, w)."""
-    codec.check_frames(frames)
+    check_frames(frames.shape, codec.strides)
     height, width = codec.strides.height, codec.strides.width
 
     def code(rows: Span, columns: Span) -> Tensor:

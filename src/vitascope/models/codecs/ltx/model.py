@@ -16,9 +16,9 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from vitascope.core.errors import InputError, ShapeError
+from vitascope.core.errors import InputError
 from vitascope.core.random import generator as seeded
-from vitascope.core.shapes import VideoStrides, latent_frames, latent_size
+from vitascope.core.shapes import VideoStrides, check_frames, check_latents
 from vitascope.models.codecs.ltx.config import Layer, LTXCodecConfig, decoder_layers, encoder_layers
 from vitascope.models.codecs.ltx.layers import (
     NOTHING,
@@ -137,7 +137,7 @@ class LTXCodec(nn.Module):
         `chunk` latent frames are worked out at a time, after the first; 0 takes the whole clip. Raises ShapeError,
         naming the nearest valid sizes, when the frames do not fit the strides.
         """
-        self.check_frames(frames)
+        check_frames(frames.shape, self.strides)
         raw = torch.cat(list(self.encoder.run(frames.movedim(1, -1), chunk * self.strides.time)), 1)
         mean, std = self._statistics(raw)
         return ((raw - mean) / std).movedim(-1, 1)
@@ -177,7 +177,7 @@ class LTXCodec(nn.Module):
     ) -> tuple[Tensor, list[Given]]:
         """The decoder's own input: latents without normalisation and with noise, (B, C, N, h, w), and what each layer
         is given."""
-        self.check_latents(latents)
+        check_latents(latents.shape, self.latent_channels)
         for name, value in (("timestep", timestep), ("noise_scale", noise_scale)):
             if not 0 <= value <= 1:
                 raise InputError(f"{name} must lie in [0, 1], got {value}")
@@ -188,19 +188,6 @@ class LTXCodec(nn.Module):
             raw = torch.lerp(raw, _randn(latents.shape, generator, raw), noise_scale)
         timesteps_B = raw.new_full((len(raw),), timestep)
         return raw, self.decoder.given(timesteps_B, (raw.shape[3], raw.shape[4]), generator)
-
-    def check_frames(self, frames: Tensor) -> None:
-        """Raise ShapeError unless `frames` is (B, 3, 1 + k*time, m*height, n*width)."""
-        if frames.ndim != 5 or frames.shape[1] != 3:
-            raise ShapeError(f"frames must be (B, 3, T, H, W), got {tuple(frames.shape)}")
-        latent_frames(frames.shape[2], self.strides.time)
-        latent_size(frames.shape[3], self.strides.height, "height")
-        latent_size(frames.shape[4], self.strides.width, "width")
-
-    def check_latents(self, latents: Tensor) -> None:
-        """Raise ShapeError unless `latents` is (B, C, N, h, w) with at least one latent frame."""
-        if latents.ndim != 5 or latents.shape[1] != self.latent_channels or not latents.shape[2]:
-            raise ShapeError(f"latents must be (B, {self.latent_channels}, N, h, w), got {tuple(latents.shape)}")
 
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each latent channel."""

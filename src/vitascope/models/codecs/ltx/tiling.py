@@ -10,13 +10,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vitascope.core.shapes import check_frames
 from vitascope.models.codecs.ltx.model import NOISE_SCALE, TIMESTEP, LTXCodec
 from vitascope.nn.tiling import Span, Tiling, blend_tiles
 
 
 def encode_tiled(codec: LTXCodec, frames: Tensor, tiling: Tiling, chunk: int = 1) -> Tensor:
     """`codec.encode` tile by tile: frames (B, 3, T, H, W) to latents (B, C, N, h, w)."""
-    codec.check_frames(frames)
+    check_frames(frames.shape, codec.strides)
     height, width = codec.strides.height, codec.strides.width
 
     def code(rows: Span, columns: Span) -> Tensor:

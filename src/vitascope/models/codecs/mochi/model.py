@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitascope.core.errors import ShapeError
-from vitascope.core.shapes import VideoStrides, latent_frames, latent_size, nearest_multiples
+from vitascope.core.shapes import VideoStrides, check_frames, check_latents, nearest_multiples
 from vitascope.models.codecs.mochi.config import GROUP, Layer, Lead, MochiCodecConfig
 from vitascope.nn.edge_conv import EdgeCache, FrameGroupNorm, GroupResidualBlock
 from vitascope.nn.resample import Block, depth_to_space, space_to_depth
@@ -174,8 +174,7 @@ class MochiCodec(nn.Module):
         `chunk` frames of a level are worked out at a time; 0 takes the whole clip. Raises ShapeError, naming the
         nearest valid sizes, when the frames do not fit the strides.
         """
-        self._check(frames)
-        latent_frames(frames.shape[2], self.strides.time)
+        check_frames(frames.shape, self.strides)
         return self._normalise(self.encoder(frames.movedim(1, -1), chunk))
 
     def encode_stream(self, parts: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -186,10 +185,8 @@ class MochiCodec(nn.Module):
         """
         cache, time = EdgeCache(), self.strides.time
         for index, frames in enumerate(parts):
-            self._check(frames)
-            if index == 0:
-                latent_frames(frames.shape[2], time)
-            elif frames.shape[2] < 1 or frames.shape[2] % time:
+            check_frames(frames.shape if index == 0 else (*frames.shape[:2], 1, *frames.shape[3:]), self.strides)
+            if index and (frames.shape[2] < 1 or frames.shape[2] % time):
                 nearest = ", ".join(map(str, nearest_multiples(frames.shape[2], time)))
                 raise ShapeError(f"{frames.shape[2]} frames do not fit: later parts have {time}k; nearest: {nearest}")
             yield self._normalise(self.encoder.push(frames.movedim(1, -1), cache))
@@ -200,8 +197,7 @@ class MochiCodec(nn.Module):
 
     def stream(self, latents: Tensor, chunk: int = 1) -> Iterator[Tensor]:
         """`decode` piece by piece, up to `chunk` frames each."""
-        if latents.ndim != 5 or latents.shape[1] != self.latent_channels or latents.shape[2] < 1:
-            raise ShapeError(f"latents must be (B, {self.latent_channels}, N, h, w), got {tuple(latents.shape)}")
+        check_latents(latents.shape, self.latent_channels)
         cache, surplus = EdgeCache(), self.strides.time - 1 if self.config.lead == "end" else 0
         for part in latents.split(chunk or latents.shape[2], 2):
             mean, std = self._statistics(part)
@@ -210,12 +206,6 @@ class MochiCodec(nn.Module):
                 surplus = max(0, surplus - frames.shape[1])
                 if shown.shape[1]:
                     yield shown.movedim(-1, 1)
-
-    def _check(self, frames: Tensor) -> None:
-        if frames.ndim != 5 or frames.shape[1] != 3:
-            raise ShapeError(f"frames must be (B, 3, T, H, W), got {tuple(frames.shape)}")
-        latent_size(frames.shape[3], self.strides.height, "height")
-        latent_size(frames.shape[4], self.strides.width, "width")
 
     def _normalise(self, moments: Tensor) -> Tensor:
         mean, std = self._statistics(moments)

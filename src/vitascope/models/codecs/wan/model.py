@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitascope.core.errors import ShapeError
-from vitascope.core.shapes import VideoStrides, latent_frames, latent_size
+from vitascope.core.shapes import VideoStrides, check_frames, check_latents
 from vitascope.models.codecs.wan.config import WanCodecConfig
 from vitascope.nn.causal_conv import CausalConv3d, TailCache
 from vitascope.nn.resnet import ChannelNorm, ResidualBlock
@@ -174,11 +173,7 @@ class WanCodec(nn.Module):
         naming the nearest valid sizes, when the frames do not fit the strides.
         """
         strides = self.strides
-        if frames.ndim != 5 or frames.shape[1] != 3:
-            raise ShapeError(f"frames must be (B, 3, T, H, W), got {tuple(frames.shape)}")
-        latent_frames(frames.shape[2], strides.time)
-        latent_size(frames.shape[3], strides.height, "height")
-        latent_size(frames.shape[4], strides.width, "width")
+        check_frames(frames.shape, strides)
         cache = TailCache()
         parts = [
             self.to_moments(self.encoder(part.movedim(1, -1), cache)).chunk(2, -1)[0]
@@ -194,8 +189,7 @@ class WanCodec(nn.Module):
 
     def stream(self, latents: Tensor, chunk: int = 1) -> Iterator[Tensor]:
         """`decode` piece by piece: the first frame, then the frames of `chunk` latent frames at a time."""
-        if latents.ndim != 5 or latents.shape[1] != self.latent_channels:
-            raise ShapeError(f"latents must be (B, {self.latent_channels}, N, h, w), got {tuple(latents.shape)}")
+        check_latents(latents.shape, self.latent_channels)
         cache = TailCache()
         for part in _chunks(latents, chunk):
             mean, std = self._statistics(part)
