@@ -63,7 +63,8 @@ class VideoBlock(nn.Module):
         y = modulate(layer_norm(x_BTND), shift, scale).flatten(0, 1)
         x_BTND = x_BTND + gate * self.space(y, around.space_table).unflatten(0, (batch, frames))
         shift, scale, gate = vectors[3:6]
-        y = modulate(layer_norm(x_BTND), shift, scale).transpose(1, 2).flatten(0, 1)
+        # Of one clip the transposed tokens would stay a view, for which a linear map copies its weights row by row.
+        y = modulate(layer_norm(x_BTND), shift, scale).transpose(1, 2).contiguous().flatten(0, 1)
         y = self.time(y, around.time_table, around.masks.video)
         x_BTND = x_BTND + gate * y.unflatten(0, (batch, -1)).transpose(1, 2)
         y = self.text(layer_norm(x_BTND).flatten(1, 2), around.text_BSX, around.text_mask_BS)
