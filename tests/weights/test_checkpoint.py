@@ -12,14 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vitascope.core.errors import CheckpointError
-from vitascope.weights.checkpoint import (
-    atomic_file,
-    directory_digest,
-    file_digest,
-    load_checkpoint,
-    load_into,
-    save_checkpoint,
-)
+from vitascope.weights.checkpoint import directory_digest, file_digest, load_checkpoint, load_into, save_checkpoint
+from vitascope.weights.tensor_file import atomic_file
 
 
 def tensors() -> dict[str, torch.Tensor]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vitascope.diffusion.samplers import Step
     from vitascope.media.reading import Clip
     from vitascope.tasks.generate import Generated
+    from vitascope.tasks.load import Beside
     from vitascope.tasks.pipeline import Pipeline
     from vitascope.tasks.request import GenerateRequest
 
@@ -50,7 +51,13 @@ def generate(
     num_inference_steps: Annotated[int | None, typer.Option(help="Steps of the sampler.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="w in uncond + w (cond - uncond).")] = None,
     sampler: Annotated[str | None, typer.Option(help="euler, heun, dpmpp_2m, unipc or few_step.")] = None,
-    model: Annotated[str, typer.Option(help="pocket, a folder, or OWNER/NAME[@REVISION] of the hub.")] = "pocket",
+    model: Annotated[
+        str, typer.Option(help="pocket, a folder or file, or OWNER/NAME[@REVISION].")
+    ] = "pocket",
+    text_encoder: Annotated[str, typer.Option(help="Folder or OWNER/NAME of T5, where --model has none.")] = "",
+    vae: Annotated[str, typer.Option(help="Folder or file of a codec, where --model has none.")] = "",
+    variant: Annotated[str, typer.Option(help='Which of several weights in a folder, such as "fp16".')] = "",
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read tensors of .pth files too.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto.")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, bf16, or auto.")] = "auto",
     preview: Annotated[Path | None, typer.Option(help="Picture kept up to date with the clip as it forms.")] = None,
@@ -62,7 +69,7 @@ def generate(
     from vitascope.core.protocols import KeepsTexts
     from vitascope.models.text.cache import user_cache_folder
     from vitascope.tasks.generate import resolve
-    from vitascope.tasks.load import load_pipeline
+    from vitascope.tasks.load import Beside, load_pipeline
     from vitascope.tasks.request import GenerateRequest
 
     jobs = _jobs(prompt, output, prompts, output_dir)
@@ -78,7 +85,8 @@ def generate(
     )
     requests = [replace(settings, prompt=text) for text, _ in jobs]
     sources = Sources(image, tuple(keyframe or ()), audio, video, extend, camera)
-    pipeline = load_pipeline(model, device, precision, text_cache=user_cache_folder(os.environ))
+    beside = Beside(text_encoder, vae, allow_pickle, variant)
+    pipeline = load_pipeline(model, device, precision, beside, text_cache=user_cache_folder(os.environ))
     material = read_material(sources, pipeline.defaults.clip.sample_rate_hz)
     fmt = clip_format(pipeline, Lengths(seconds, num_frames, width, height, fps), material)
     given = given_of(material, camera, fmt)
@@ -90,7 +98,7 @@ def generate(
         with _progress(f"{number}/{len(jobs)} {text}" if len(jobs) > 1 else text) as advance:
             watch = _watcher(pipeline, preview, advance)
             result = make(pipeline, replace(request, format=fmt, given=given), material, watch)
-        made.append(write(result, path, sources))
+        made.append(write(result, path, sources, beside))
         if not json_output:
             say(f"{path}: {describe(result)}")
     if json_output:
@@ -175,13 +183,13 @@ def _sounding(video: Clip, made: Clip) -> Clip:
     return replace(made, frames=frames, fps=video.fps, samples=fit_samples(made.samples, num_samples))
 
 
-def write(result: Generated, path: Path, sources: Sources) -> dict[str, Any]:
+def write(result: Generated, path: Path, sources: Sources, beside: Beside) -> dict[str, Any]:
     """Write the clip with its recipe inside; returns what was made, for --json."""
     import json
 
     from vitascope.media.writing import write_clip
 
-    recipe = {**result.recipe, "sources": plain(sources)}
+    recipe = {**result.recipe, "sources": plain(sources), "beside": plain(beside)}
     clip = result.clip
     tags = {RECIPE_TAG: json.dumps(recipe), "comment": str(result.recipe.get("prompt", ""))}
     write_clip(path, clip.frames, clip.fps, clip.samples, clip.sample_rate_hz, tags)

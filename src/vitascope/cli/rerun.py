@@ -28,14 +28,16 @@ def rerun(
     """Make a clip again from the recipe inside its file: the same model, settings, seed and sources."""
     from vitascope.media.writing import check_output
     from vitascope.models.text.cache import user_cache_folder
-    from vitascope.tasks.load import load_pipeline
+    from vitascope.tasks.load import Beside, load_pipeline
+    from vitascope.weights.config import config_from_dict
 
     recipe = read_recipe(file)
     target = output or file.with_name(f"{file.stem}.rerun{file.suffix}")
     check_output(target)
     sources, request = _parts(file, recipe)
     text_cache = user_cache_folder(os.environ)
-    pipeline = load_pipeline(str(recipe["model"]), device, str(recipe["precision"]), text_cache=text_cache)
+    beside = config_from_dict(Beside, recipe.get("beside", {}))
+    pipeline = load_pipeline(str(recipe["model"]), device, str(recipe["precision"]), beside, text_cache=text_cache)
     if pipeline.fingerprint != recipe["weights"]:
         say(f"note: {file} was made with other weights of {recipe['model']}; the new clip will differ")
     material = read_material(sources, pipeline.defaults.clip.sample_rate_hz)
@@ -45,7 +47,7 @@ def rerun(
         there = len(before(material.extend, fmt).frames)
         fmt = replace(fmt, num_frames=fmt.num_frames - there + 1)
     result = make(pipeline, replace(request, format=fmt, given=given_of(material, sources.camera, fmt)), material)
-    made = write(result, target, sources)
+    made = write(result, target, sources, beside)
     if json_output:
         print_json(made)
     else:

@@ -5,35 +5,36 @@ To add a part: a `from_diffusers` beside its configuration, a key table, and a l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from vitascope.core.errors import CheckpointError, InputError
-from vitascope.models import FAMILIES, named
-from vitascope.nn.precision import matrix_names
+from vitascope.models import named
+from vitascope.models.parts import Part, Report
 from vitascope.weights.foreign import read_object
-from vitascope.weights.sources import SafetensorsSource, TensorSource, open_source
-from vitascope.weights.streaming import load_streaming
+from vitascope.weights.sources import open_source
 
 
 @dataclass(frozen=True)
 class Published:
-    """The family of a class of diffusers, and "module:function" of what reads its configuration and names its keys."""
+    """The family of a class of diffusers, and "module:function" of what reads and writes its configuration and names
+    its keys."""
 
     family: str
     config: str
+    write: str
     keys: str
 
     @classmethod
     def of(cls, family: str, folder: str) -> Published:
         """With the functions where all families have them."""
         module = f"vitascope.models.{folder}"
-        return cls(family, f"{module}.config:from_diffusers", f"{module}.keys:diffusers_keys")
+        config = f"{module}.config"
+        return cls(family, f"{config}:from_diffusers", f"{config}:to_diffusers", f"{module}.keys:diffusers_keys")
 
 
 PUBLISHED: dict[str, Published] = {
@@ -46,20 +47,23 @@ PUBLISHED: dict[str, Published] = {
 }
 """By class name, as `_class_name` in config.json has it."""
 
-Report = Callable[[int, int], None]
 
+def open_published(folder: str | Path, classes: Sequence[str] = tuple(PUBLISHED), *, variant: str = "") -> Part:
+    """The model in a folder as diffusers writes it. variant: such as "fp16", part of the file's name.
 
-def read_config(folder: Path, classes: Sequence[str]) -> tuple[Published, Any]:
-    """What a folder holds and its configuration. Raises CheckpointError unless it is one of `classes`."""
+    Raises CheckpointError unless it is of one of `classes`, whole and with a configuration that is known.
+    """
+    folder = Path(folder)
     values = read_object(folder / "config.json")
     name = values.get("_class_name")
     if name not in classes:
         raise CheckpointError(f"{folder} holds a {name}; valid here: {', '.join(classes)}")
     part = PUBLISHED[str(name)]
     try:
-        return part, named(part.config)(values)
+        config = named(part.config)(values)
     except InputError as error:
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
+    return Part(part.family, "diffusers", config, named(part.keys)(config), open_source(folder, variant=variant))
 
 
 def load_published(
@@ -71,37 +75,5 @@ def load_published(
     variant: str = "",
     report: Report = lambda done, total: None,
 ) -> nn.Module:
-    """The model in a folder as diffusers writes it, in eval mode and without gradients.
-
-    dtype: of the weights of linear maps and convolutions; all others (norms, tables) are kept in fp32. variant: such as
-    "fp16", part of the file's name. Streams: no second copy of the weights stands in memory. Raises CheckpointError.
-    """
-    folder = Path(folder)
-    part, config = read_config(folder, classes)
-    with torch.device("meta"):
-        model = named(FAMILIES[part.family].model)(config)
-    source = open_source(folder, variant=variant)
-    fill(model, source, named(part.keys)(config), device=device, dtype=dtype, report=report)
-    return model
-
-
-def fill(
-    model: nn.Module,
-    source: TensorSource,
-    table: Any,
-    *,
-    device: torch.device | str,
-    dtype: torch.dtype,
-    report: Report = lambda done, total: None,
-) -> None:
-    """Give a model on the meta device its weights, the matrices in `dtype`, and close the source."""
-    rounded = matrix_names(model)
-    try:
-        load_streaming(
-            model, source, table, device=device, dtype=lambda name: dtype if name in rounded else torch.float32,
-            report=report,
-        )  # fmt: skip
-    finally:
-        if isinstance(source, SafetensorsSource):
-            source.__exit__()
-    model.eval().requires_grad_(False)
+    """The model in a folder as diffusers writes it; see `open_published` and `parts.Part.load`."""
+    return open_published(folder, classes, variant=variant).load(device=device, dtype=dtype, report=report)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from vitascope.core.shapes import latent_frames
 from vitascope.diffusion.paths import RectifiedFlow
 from vitascope.models import build_model
 from vitascope.nn.precision import store_matrices
+from vitascope.tasks.discover import SETTINGS, discover
 from vitascope.tasks.pipeline import PRECISIONS, Defaults, Pipeline
-from vitascope.tasks.published import FOLDERS, INDEX, is_published, load_published_pipeline
+from vitascope.tasks.published import FOLDERS, Extras, load_published_pipeline
 from vitascope.weights.checkpoint import file_digest, load_checkpoint
 from vitascope.weights.config import config_from_dict
 from vitascope.weights.hub import fetch, is_hub_name
@@ -32,23 +34,53 @@ PARTS: dict[str, tuple[str, ...]] = {
     "denoiser": ("factorised",),
 }
 """The files of a pipeline, and the families that each may be of."""
-_SETTINGS = "pipeline.json"
+TEXT_FOLDERS = ("text_encoder", "tokenizer")
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What a public model may need beside its own path, and how it may be read; see `published.Extras`.
+
+    text_encoder: a folder, or OWNER/NAME[@REVISION] of the hub. codec: a folder or file.
+    """
+
+    text_encoder: str = ""
+    codec: str = ""
+    allow_pickle: bool = False
+    variant: str = ""
+
+    def extras(self, text_cache: Path | None) -> Extras:
+        """With what is on the hub fetched. Raises CheckpointError, CapabilityError."""
+        text, codec = self.text_encoder, Path(self.codec) if self.codec else None
+        folder = None if not text else fetch(text, TEXT_FOLDERS) if is_hub_name(text) else Path(text)
+        return Extras(folder, codec, self.allow_pickle, self.variant, text_cache)
 
 
 def load_pipeline(
-    model: str = POCKET, device: str = "auto", precision: str = "auto", *, text_cache: Path | None = None
+    model: str = POCKET,
+    device: str = "auto",
+    precision: str = "auto",
+    beside: Beside | None = None,
+    *,
+    text_cache: Path | None = None,
 ) -> Pipeline:
-    """The pipeline of a folder, ours or as diffusers writes it, of a model of the hub (OWNER/NAME or
-    OWNER/NAME@REVISION), or "pocket" for the one in the package.
+    """The pipeline of a folder (ours, as diffusers writes it, or of a model's authors), of one file of its authors, of
+    a model of the hub (OWNER/NAME or OWNER/NAME@REVISION), or "pocket" for the one in the package.
 
     device: "cpu", "cuda", "cuda:1", or "auto" (a GPU if there is one). precision: "fp32", "bf16", or "auto" (bf16 where
-    the device multiplies it faster). text_cache: where embeddings by large text encoders are kept; None
-    keeps none. Raises CheckpointError when a part is missing, damaged or of another kind.
+    the device multiplies it faster). beside: what a public model needs that is not at its path. text_cache: where
+    embeddings by large text encoders are kept; None keeps none. Raises CheckpointError when a part is missing, damaged
+    or of another kind.
     """
-    place = choose_device(device)
-    folder = _folder(model)
-    if is_published(folder):
-        return load_published_pipeline(folder, model, place, choose_precision(precision, place), text_cache=text_cache)
+    place, beside = choose_device(device), beside or Beside()
+    folder = model_place(model)
+    found = discover(folder, allow_pickle=beside.allow_pickle, variant=beside.variant)
+    if found.kind == "part":
+        family = next(iter(found.parts.values())).family
+        raise CheckpointError(f"{model} is one part of a model ({family}) and makes no clip alone")
+    if found.kind != "own":
+        reduced = choose_precision(precision, place)
+        return load_published_pipeline(found, model, place, reduced, beside.extras(text_cache))
     defaults = _defaults(folder)
     files = {name: folder / f"{name}.safetensors" for name in PARTS}
     parts: dict[str, Any] = {name: _load_part(name, path).to(place) for name, path in files.items()}
@@ -71,8 +103,8 @@ def load_pipeline(
     )
 
 
-def _folder(model: str) -> Path:
-    """Where a model lies: in the package, at a path, or in the cache of the hub."""
+def model_place(model: str) -> Path:
+    """Where a model lies: in the package, at a path, or in the cache of the hub. Raises CheckpointError."""
     if model == POCKET:
         return Path(vitascope.__path__[0]) / "pocket"
     return fetch(model, FOLDERS) if is_hub_name(model) else Path(model)
@@ -107,9 +139,7 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def _defaults(folder: Path) -> Defaults:
-    path = folder / _SETTINGS
-    if not path.is_file():
-        raise CheckpointError(f"{folder} is not a model: it has neither {_SETTINGS} nor {INDEX}")
+    path = folder / SETTINGS
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -143,9 +173,9 @@ def _check_parts(folder: Path, parts: Mapping[str, Any], defaults: Defaults) -> 
     try:
         latent_frames(defaults.clip.num_frames, parts["video_codec"].strides.time)
     except VitascopeError as error:
-        raise CheckpointError(f"{folder / _SETTINGS} does not fit: {error}") from error
+        raise CheckpointError(f"{folder / SETTINGS} does not fit: {error}") from error
     if not 1 <= defaults.overlap_frames < defaults.clip.num_frames:
-        raise CheckpointError(f"{folder / _SETTINGS} does not fit: overlap_frames must be less than the clip's frames")
+        raise CheckpointError(f"{folder / SETTINGS} does not fit: overlap_frames must be less than the clip's frames")
 
 
 def _fingerprint(files: Mapping[str, Path]) -> str:

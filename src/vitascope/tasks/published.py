@@ -1,4 +1,4 @@
-"""Pipelines of public models from a folder as diffusers writes it: model_index.json and a folder for every part.
+"""Pipelines of public models: folders as diffusers writes them, with model_index.json, and files of the authors.
 
 What a family is told (sizes, steps, guidance, levels) is what its authors and diffusers sample with. Nothing that a
 folder names is imported: classes are looked up in tables.
@@ -21,14 +21,20 @@ from vitascope.core.shapes import ClipFormat
 from vitascope.diffusion.guidance import Guidance
 from vitascope.diffusion.paths import RectifiedFlow
 from vitascope.diffusion.sampling_schedule import SamplingSchedule, ShiftBySize
-from vitascope.models.image.clip.encoder import load_clip
-from vitascope.models.published import load_published
-from vitascope.models.text.t5.encoder import open_t5
+from vitascope.models.image.clip.encoder import ClipImageEncoder, load_clip
+from vitascope.models.image.clip.original import load_original
+from vitascope.models.parts import Part
+from vitascope.models.published import PUBLISHED
+from vitascope.models.text.t5.encoder import T5Files, open_t5
 from vitascope.models.text.t5.options import T5_OPTIONS, T5Options
+from vitascope.tasks.discover import CODEC, DENOISER, IMAGE, INDEX, TEXT, Found, discover
+from vitascope.tasks.original import original_defaults
 from vitascope.tasks.pipeline import Defaults, Pipeline
 from vitascope.weights.foreign import ForeignConfig, read_object
+from vitascope.weights.sources import open_source
 
-INDEX = "model_index.json"
+WAN_TOKENIZER = "google/umt5-xxl"
+"""Where it lies in the authors' folder."""
 FOLDERS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler", "image_encoder", "image_processor")
 """What is read of such a pipeline."""
 _NOTES = ("num_train_timesteps", "timestep_spacing", "steps_offset", "trained_betas", "beta_start", "beta_end")
@@ -125,35 +131,45 @@ PIPELINES: dict[str, PublishedPipeline] = {
 """By class name, as `_class_name` in model_index.json has it."""
 
 
-def is_published(folder: Path) -> bool:
-    """Whether a folder is a pipeline as diffusers writes it."""
-    return (folder / INDEX).is_file()
+@dataclass(frozen=True)
+class Extras:
+    """What a model may need that is not at its path, and how it may be read.
+
+    text_encoder: a folder that `T5Files.of` knows. codec: a folder or file that holds one. allow_pickle: whether files
+    may be pickles, of which only tensors are read. variant: such as "fp16", part of the weights' file names.
+    text_cache: where embeddings are kept; None keeps none.
+    """
+
+    text_encoder: Path | None = None
+    codec: Path | None = None
+    allow_pickle: bool = False
+    variant: str = ""
+    text_cache: Path | None = None
 
 
 def load_published_pipeline(
-    folder: Path,
-    name: str,
-    device: torch.device,
-    precision: torch.dtype,
-    *,
-    variant: str = "",
-    text_cache: Path | None = None,
+    found: Found, name: str, device: torch.device, precision: torch.dtype, extras: Extras
 ) -> Pipeline:
-    """The pipeline in a folder, its matrices in `precision`; the text encoder is loaded when a prompt asks for it.
+    """The pipeline of a model that was found, its matrices in `precision`; the text encoder is loaded when a prompt
+    asks for it.
 
-    name: in messages and recipes. variant: such as "fp16", part of the weights' file names. text_cache: where
-    embeddings are kept; None keeps none. Raises CheckpointError, and CapabilityError
-    without `transformers`.
+    name: in messages and recipes. Raises CheckpointError, and CapabilityError without `transformers`.
     """
-    index = read_object(folder / INDEX)
-    kind = PIPELINES[choice("kind of pipeline", str(index.get("_class_name")), PIPELINES)]
-    defaults = replace(kind.defaults, schedule=read_schedule(folder, kind))
-    text_encoder = open_t5(folder, kind.text, cache=text_cache, dtype=precision, device=device)
-    denoiser: Any = load_published(
-        folder / "transformer", [kind.denoiser], device=device, dtype=precision, variant=variant
-    )
-    codec: Any = load_published(folder / "vae", [kind.codec], device=device, variant=variant)
-    _check_parts(folder, denoiser, codec, text_encoder.width)
+    kind = PIPELINES[choice("kind of pipeline", found.pipeline, PIPELINES)]
+    own = kind.defaults
+    if found.kind == "diffusers":
+        defaults = replace(own, schedule=read_schedule(found.path, kind))
+    else:
+        defaults = original_defaults(found, own)
+    parts = {DENOISER: found.parts.get(DENOISER), CODEC: _codec(found, extras)}
+    for role, valid in ((DENOISER, kind.denoiser), (CODEC, kind.codec)):
+        _check_family(found.path, role, parts[role], PUBLISHED[valid].family)
+    files = _text_files(found, extras)
+    text_encoder = open_t5(files, kind.text, cache=extras.text_cache, dtype=precision, device=device)
+    _check_text(found.path, parts[DENOISER], text_encoder.width)
+    denoiser: Any = _load(parts[DENOISER], device, precision)
+    codec: Any = _load(parts[CODEC], device, torch.float32)
+    _check_channels(found.path, denoiser, codec)
     return Pipeline(
         name=name,
         denoiser=denoiser,
@@ -165,10 +181,47 @@ def load_published_pipeline(
         device=device,
         precision=precision,
         patch=denoiser.patch[1:],
-        fingerprint=_fingerprint(folder),
-        image_encoder=load_clip(folder, device=device) if getattr(denoiser.config, "image_width", 0) else None,
+        fingerprint=_fingerprint(found.path),
+        image_encoder=_image_encoder(found, device) if getattr(denoiser.config, "image_width", 0) else None,
         num_pictures=2 if getattr(denoiser.config, "image_positions", 0) else 1,
     )
+
+
+def _load(part: Part | None, device: torch.device, dtype: torch.dtype) -> Any:
+    assert part is not None
+    return part.load(device=device, dtype=dtype)
+
+
+def _codec(found: Found, extras: Extras) -> Part | None:
+    """The codec that is given, or that is there. Raises CheckpointError, saying what to do, where there is none."""
+    if extras.codec is not None:
+        place = extras.codec / CODEC if (extras.codec / INDEX).is_file() else extras.codec
+        return discover(place, allow_pickle=extras.allow_pickle, variant=extras.variant).parts.get(CODEC)
+    if CODEC not in found.parts and found.kind == "original":
+        refused = f"; {found.refused[0].name} is a pickle: --allow-pickle reads it" if found.refused else ""
+        raise CheckpointError(f"{found.path} holds no codec: give its file or folder as --vae{refused}")
+    return found.parts.get(CODEC)
+
+
+def _text_files(found: Found, extras: Extras) -> T5Files:
+    """Where the text encoder lies. Raises CheckpointError, saying what to do, where none is known."""
+    if extras.text_encoder is not None:
+        return T5Files.of(extras.text_encoder)
+    if found.kind == "diffusers" or (found.path / TEXT).is_dir():
+        return T5Files.of(found.path)
+    if TEXT in found.encoders:
+        return T5Files(found.encoders[TEXT], found.path / WAN_TOKENIZER, extras.allow_pickle)
+    raise CheckpointError(
+        f"{found.path} holds no text encoder that is read: give --text-encoder, a folder (or OWNER/NAME of the hub) "
+        "with text_encoder and tokenizer, such as that of a diffusers pipeline of the same family"
+    )
+
+
+def _image_encoder(found: Found, device: torch.device) -> ClipImageEncoder:
+    if IMAGE not in found.encoders:
+        return load_clip(found.path, device=device)
+    source = open_source(found.encoders[IMAGE], allow_pickle=True)  # allowed when it was found
+    return ClipImageEncoder(load_original(source, device=device)).eval()
 
 
 def read_schedule(folder: Path, kind: PublishedPipeline) -> SamplingSchedule:
@@ -180,25 +233,35 @@ def read_schedule(folder: Path, kind: PublishedPipeline) -> SamplingSchedule:
     return schedule
 
 
-def _check_parts(folder: Path, denoiser: Denoiser, codec: VideoCodec, text_width: int) -> None:
+def _check_family(path: Path, role: str, part: Part | None, family: str) -> None:
+    if part is None or part.family != family:
+        what = "nothing" if part is None else f"a model of family {part.family}"
+        raise CheckpointError(f"{path} holds {what} as its {role}; a model of family {family} belongs there")
+
+
+def _check_text(path: Path, denoiser: Part | None, width: int) -> None:
+    own = denoiser.config.text_width if denoiser is not None else width
+    if own != width:
+        raise CheckpointError(f"the parts of {path} do not fit: text {own} of the transformer, {width} beside it")
+
+
+def _check_channels(path: Path, denoiser: Denoiser, codec: VideoCodec) -> None:
     config: Any = getattr(denoiser, "config", None)
-    channels = getattr(config, "out_channels", getattr(config, "video_channels", 0))
-    for what, own, other in (
-        ("latent channels", channels, codec.latent_channels),
-        ("text", config.text_width, text_width),
-    ):
-        if own != other:
-            raise CheckpointError(
-                f"the parts in {folder} do not fit: {what} {own} of the transformer, {other} beside it"
-            )
+    own = getattr(config, "out_channels", getattr(config, "video_channels", 0))
+    if own != codec.latent_channels:
+        raise CheckpointError(
+            f"the parts of {path} do not fit: latent channels {own} of the transformer, {codec.latent_channels} beside"
+        )
 
 
 def _fingerprint(folder: Path) -> str:
     """Of the names, sizes and heads of all weights; hashing tens of gigabytes would take longer than reading them."""
     digest = hashlib.blake2b(digest_size=8)
-    for path in sorted(folder.rglob("*.safetensors")):
+    files = [folder] if folder.is_file() else [*folder.rglob("*.safetensors"), *folder.glob("*.pth")]
+    for path in sorted(files):
         with path.open("rb") as file:
             head = file.read(8)
             head += file.read(min(int.from_bytes(head, "little"), 1 << 24)) + file.read(1 << 16)
-        digest.update(f"{path.relative_to(folder)} {path.stat().st_size}".encode() + head)
+        name = path.name if folder.is_file() else path.relative_to(folder)
+        digest.update(f"{name} {path.stat().st_size}".encode() + head)
     return digest.hexdigest()

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from vitascope.core.errors import CheckpointError
-from vitascope.weights.checkpoint import atomic_file
+from vitascope.weights.tensor_file import atomic_file
 
 FORMAT = 1
 _NAME = re.compile(r"step_(\d{8,})\.pt")

@@ -35,7 +35,7 @@ from vitascope.core.protocols import AudioCodec
 from vitascope.core.random import derive_seed
 from vitascope.core.shapes import ClipFormat, num_audio_latents
 from vitascope.training.codecs import CodecFiles, Codecs
-from vitascope.weights.checkpoint import atomic_file
+from vitascope.weights.tensor_file import atomic_file
 from vitascope.world.camera import camera_path
 from vitascope.world.casting import SceneMix, Split, draw_scene
 from vitascope.world.render import render

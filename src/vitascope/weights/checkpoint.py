@@ -1,21 +1,16 @@
 """One safetensors file per component: its tensors, its family and its configuration in one place.
 
-The metadata key "config" holds JSON: {"family": ..., **fields}; further metadata keys are free strings ("extra"). The
-header is written here, not by the safetensors library, because the library orders metadata at random: the same
-weights and configuration must give the same bytes on every run. Reading is the library's.
-Format: https://huggingface.co/docs/safetensors (8 bytes header length, JSON header, tensor data).
+The metadata key "config" holds JSON: {"family": ..., **fields}; further metadata keys are free strings ("extra").
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,25 +18,11 @@ from torch import Tensor, nn
 
 from vitascope.core.errors import CheckpointError
 from vitascope.weights.config import config_to_dict
+from vitascope.weights.tensor_file import TensorInfo, write_tensors
 
 CONFIG_KEY = "config"
 DIGEST_BYTES = 20
 _CHUNK_BYTES = 1 << 20
-
-_DTYPE_NAMES: dict[torch.dtype, str] = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 
 
 @dataclass(frozen=True)
@@ -80,12 +61,11 @@ def save_checkpoint(
         metadata[CONFIG_KEY] = json.dumps({**fields, "family": family}, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"the configuration of {family} cannot be written as JSON: {error}") from error
-    header, order = _header(state_dict, metadata)
-    with atomic_file(path) as file:
-        file.write(len(header).to_bytes(8, "little") + header)
-        for name in order:
-            flat = state_dict[name].detach().to("cpu").contiguous().reshape(-1)
-            file.write(flat.view(torch.uint8).numpy().data)
+    for name, tensor in state_dict.items():
+        if tensor.is_meta or tensor.layout != torch.strided:
+            raise CheckpointError(f"tensor {name!r} has no dense values to store")
+    infos = {name: TensorInfo(tensor.dtype, tuple(tensor.shape)) for name, tensor in sorted(state_dict.items())}
+    write_tensors(path, infos, lambda name: state_dict[name], metadata)
 
 
 def load_checkpoint(path: str | Path, *, family: str | None = None, device: str = "cpu") -> Checkpoint:
@@ -136,31 +116,6 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], *, name: str = "
     module.load_state_dict(cast, strict=True, assign=on_meta)
 
 
-@contextmanager
-def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
-    """A binary file that takes the name `path` only when the block ends well; else nothing is left behind.
-
-    The folder is made if it is missing. OSError (full disk, no permission) becomes CheckpointError.
-    """
-    target = Path(path).resolve()
-    if target.exists() and not target.is_file():
-        raise CheckpointError(f"cannot write {path}: it is there and is not a plain file")
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with part.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, target)
-        finally:
-            part.unlink(missing_ok=True)
-        _sync_folder(target.parent)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error.strerror or _one_line(error)}") from error
-
-
 def file_digest(path: str | Path) -> str:
     """BLAKE2b digest (40 hex digits) of a file's bytes. Raises CheckpointError if it cannot be read."""
     digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
@@ -185,29 +140,6 @@ def directory_digest(path: str | Path) -> str:
     for name in sorted(file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file()):
         digest.update(json.dumps([name, file_digest(root / name)]).encode() + b"\n")
     return digest.hexdigest()
-
-
-def _header(state_dict: Mapping[str, Tensor], metadata: dict[str, str]) -> tuple[bytes, list[str]]:
-    """The JSON header, padded so that data begin at a multiple of 8, and the names in the order of their data."""
-    for name, tensor in state_dict.items():
-        if tensor.dtype not in _DTYPE_NAMES:
-            raise CheckpointError(f"tensor {name!r} has dtype {tensor.dtype}, which a checkpoint cannot hold")
-        if tensor.is_meta or tensor.layout != torch.strided:
-            raise CheckpointError(f"tensor {name!r} has no dense values to store")
-    order = sorted(state_dict, key=lambda name: (-state_dict[name].element_size(), name))
-    entries: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
-    offset = 0
-    for name in order:
-        tensor = state_dict[name]
-        end = offset + tensor.numel() * tensor.element_size()
-        entries[name] = {
-            "dtype": _DTYPE_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, end],
-        }
-        offset = end
-    header = json.dumps(entries, separators=(",", ":")).encode()
-    return header + b" " * (-len(header) % 8), order
 
 
 def _read_config(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
@@ -243,17 +175,6 @@ def _differs(given: Tensor, own: Tensor) -> bool:
     return given.is_floating_point() != own.is_floating_point() or (given.dtype == torch.bool) != (
         own.dtype == torch.bool
     )
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable where the system can open folders (POSIX)."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _one_line(error: BaseException) -> str:

@@ -6,7 +6,7 @@ Tensors are read one at a time, so that a model never stands in memory twice.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vitascope.core.errors import CheckpointError
+from vitascope.weights.tensor_file import DTYPES, TensorInfo
 
 WEIGHTS = ("diffusion_pytorch_model", "model")
 """What diffusers and transformers call the weights in a folder."""
@@ -31,6 +32,7 @@ class TensorSource(Protocol):
     @property
     def label(self) -> str: ...
     def names(self) -> list[str]: ...
+    def info(self, name: str) -> TensorInfo: ...
     def get(self, name: str) -> Tensor: ...
 
 
@@ -44,6 +46,10 @@ class MemorySource:
     def names(self) -> list[str]:
         """In the order of the file."""
         return list(self.tensors)
+
+    def info(self, name: str) -> TensorInfo:
+        """Of the tensor."""
+        return TensorInfo(self.tensors[name].dtype, tuple(self.tensors[name].shape))
 
     def get(self, name: str) -> Tensor:
         """The tensor itself."""
@@ -70,13 +76,23 @@ class SafetensorsSource:
         """File by file, so that reading in this order reads each file once from front to back."""
         return list(self._places)
 
+    def info(self, name: str) -> TensorInfo:
+        """From the head of its file. Raises CheckpointError for a dtype that torch has not."""
+        head = self._read(name, lambda file: file.get_slice(name))
+        if head.get_dtype() not in DTYPES:
+            raise CheckpointError(f"{self._places[name]}: tensor {name} has the unknown dtype {head.get_dtype()}")
+        return TensorInfo(DTYPES[head.get_dtype()], tuple(head.get_shape()))
+
     def get(self, name: str) -> Tensor:
         """The tensor, on the CPU. Raises CheckpointError when its file is damaged or does not hold it."""
+        return self._read(name, lambda file: file.get_tensor(name))
+
+    def _read(self, name: str, read: Callable[[Any], Any]) -> Any:
         path = self._places[name]
         try:
             if path not in self._files:
                 self._files[path] = self._stack.enter_context(safe_open(path, framework="pt"))
-            return self._files[path].get_tensor(name)
+            return read(self._files[path])
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: tensor {name} cannot be read: {_one_line(error)}") from error
 
@@ -96,9 +112,42 @@ class Under:
         """Without the prefix."""
         return [name.removeprefix(self.prefix) for name in self.source.names() if name.startswith(self.prefix)]
 
+    def info(self, name: str) -> TensorInfo:
+        """By its name without the prefix."""
+        return self.source.info(self.prefix + name)
+
     def get(self, name: str) -> Tensor:
         """By its name without the prefix."""
         return self.source.get(self.prefix + name)
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Several sources as one, the names of each behind its prefix, which must tell them apart."""
+
+    sources: Mapping[str, TensorSource]
+
+    @property
+    def label(self) -> str:
+        return " and ".join(source.label for source in self.sources.values())
+
+    def names(self) -> list[str]:
+        """Source by source."""
+        return [prefix + name for prefix, source in self.sources.items() for name in source.names()]
+
+    def info(self, name: str) -> TensorInfo:
+        """By its name behind the prefix."""
+        source, rest = self._find(name)
+        return source.info(rest)
+
+    def get(self, name: str) -> Tensor:
+        """By its name behind the prefix."""
+        source, rest = self._find(name)
+        return source.get(rest)
+
+    def _find(self, name: str) -> tuple[TensorSource, str]:
+        prefix = next(prefix for prefix in self.sources if name.startswith(prefix))
+        return self.sources[prefix], name.removeprefix(prefix)
 
 
 def open_source(path: str | Path, *, variant: str = "", allow_pickle: bool = False) -> TensorSource:

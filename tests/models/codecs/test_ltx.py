@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from vitascope.core.errors import CheckpointError, InputError, ShapeError
 from vitascope.core.protocols import VideoCodec
 from vitascope.models.codecs.ltx.config import (
-    PACKINGS,
     PRESETS,
     DecoderStage,
     EncoderStage,
     LTXCodecConfig,
     from_diffusers,
+    to_diffusers,
 )
 from vitascope.models.codecs.ltx.keys import diffusers_keys, original_keys
 from vitascope.models.codecs.ltx.layers import NOTHING
@@ -73,38 +73,12 @@ CASES = {
 }
 each_case = pytest.mark.parametrize("name", CASES)
 each_generation = pytest.mark.parametrize("name", ["0.9.0", "0.9.1", "0.9.5"])
-UNPACKED = {ours: theirs for theirs, ours in PACKINGS.items()} | {"none": "conv"}
-
-
-def their_arguments(config: LTXCodecConfig) -> dict[str, Any]:
-    new = any(stage.step in ("space", "time", "both") for stage in config.encoder)
-    *stages, middle = config.encoder
-    ups = config.decoder[:0:-1]
-    return {
-        "latent_channels": config.latent_channels,
-        "block_out_channels": [stage.channels for stage in (config.encoder if new else stages)],
-        "down_block_types": ["LTXVideo095DownBlock3D" if new else "LTXVideoDownBlock3D"] * len(stages),
-        "decoder_block_out_channels": [stage.channels * stage.narrow for stage in ups],
-        "layers_per_block": [stage.blocks for stage in (*stages, middle)],
-        "decoder_layers_per_block": [stage.blocks for stage in config.decoder[::-1]],
-        "spatio_temporal_scaling": [stage.step != "none" for stage in stages],
-        "decoder_spatio_temporal_scaling": [stage.step != "none" for stage in ups],
-        "decoder_inject_noise": [stage.inject_noise for stage in config.decoder[::-1]],
-        "downsample_type": [UNPACKED[stage.step] for stage in stages],
-        "upsample_residual": [stage.step == "residual" for stage in ups],
-        "upsample_factor": [stage.narrow for stage in ups],
-        "timestep_conditioning": config.timestep_conditioning,
-        "patch_size": config.patch_px,
-        "scaling_factor": config.scaling,
-        "encoder_causal": config.encoder_causal,
-        "decoder_causal": config.decoder_causal,
-    }
 
 
 @cache
 def their_codec(config: LTXCodecConfig) -> Any:
     torch.manual_seed(0)
-    codec = AutoencoderKLLTXVideo(**their_arguments(config))
+    codec = AutoencoderKLLTXVideo.from_config(to_diffusers(config))
     for name, parameter in codec.named_parameters():
         if "timestep_scale_multiplier" not in name:
             nn.init.normal_(parameter, 1.0 if "norm3.weight" in name else 0.0, 0.1 if "conv" in name else 0.3)
@@ -283,7 +257,7 @@ def test_the_published_layouts_at_full_size(version: str) -> None:
     config = PRESETS[version]
     with torch.device("meta"):
         ours = LTXCodec(config).state_dict()
-        peer = AutoencoderKLLTXVideo(**their_arguments(config))
+        peer = AutoencoderKLLTXVideo.from_config(to_diffusers(config))
     assert from_diffusers(peer.config) == config
     theirs = peer.state_dict()
     assert shapes(convert(diffusers_keys(config), ours, writing=True)) == shapes(theirs)
@@ -306,7 +280,7 @@ def test_configurations_come_back_from_diffusers_and_from_plain_values(name: str
 
 
 def test_older_and_foreign_configurations() -> None:
-    arguments = their_arguments(PRESETS["0.9.0"])
+    arguments = to_diffusers(PRESETS["0.9.0"])
     late = ("down_block_types", "decoder_inject_noise", "downsample_type", "upsample_residual", "upsample_factor")
     assert from_diffusers({k: v for k, v in arguments.items() if k not in late}) == PRESETS["0.9.0"]
     for changes, message in (

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vitascope.core.errors import InputError
+from vitascope.core.errors import CheckpointError, InputError
 from vitascope.nn.attention import head_width
 from vitascope.weights.foreign import ForeignConfig
 
@@ -59,3 +59,28 @@ def from_diffusers(values: Mapping[str, Any]) -> LTXConfig:
     )
     theirs.done()
     return config
+
+
+def to_diffusers(config: LTXConfig) -> dict[str, Any]:
+    """What `from_diffusers` reads as this configuration. Raises CheckpointError for positions that it cannot say."""
+    plain = LTXConfig()
+    if (config.spatial_px, config.base, config.theta) != (plain.spatial_px, plain.base, plain.theta):
+        raise CheckpointError("LTX positions other than those of the published models cannot be written for diffusers")
+    return {
+        "_class_name": "LTXVideoTransformer3DModel",
+        "activation_fn": "gelu-approximate",
+        "attention_bias": True,
+        "attention_head_dim": config.width // config.num_heads,
+        "attention_out_bias": True,
+        "caption_channels": config.text_width,
+        "cross_attention_dim": config.width,
+        "in_channels": config.in_channels,
+        "norm_elementwise_affine": False,
+        "norm_eps": config.eps,
+        "num_attention_heads": config.num_heads,
+        "num_layers": config.depth,
+        "out_channels": config.out_channels,
+        "patch_size": 1,
+        "patch_size_t": 1,
+        "qk_norm": "rms_norm_across_heads",
+    }

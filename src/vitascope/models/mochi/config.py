@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from vitascope.core.errors import InputError, choice
+from vitascope.core.errors import CheckpointError, InputError, choice
 from vitascope.nn.attention import head_width
 from vitascope.weights.foreign import ForeignConfig
 
@@ -77,3 +77,26 @@ def from_diffusers(values: Mapping[str, Any]) -> MochiConfig:
     )
     theirs.done()
     return config
+
+
+def to_diffusers(config: MochiConfig) -> dict[str, Any]:
+    """What `from_diffusers` reads as this configuration. Raises CheckpointError for what no Mochi 1 model has."""
+    plain = MochiConfig()
+    for name in ("pool_heads", "area", "eps", "text_sees"):
+        if getattr(config, name) != getattr(plain, name):
+            raise CheckpointError(f"a dual-stream model with {name} {getattr(config, name)} is not a Mochi 1 model")
+    return {
+        "_class_name": "MochiTransformer3DModel",
+        "activation_fn": "swiglu",
+        "attention_head_dim": config.width // config.num_heads,
+        "in_channels": config.video_channels,
+        "max_sequence_length": 256,
+        "num_attention_heads": config.num_heads,
+        "num_layers": config.depth,
+        "out_channels": None,
+        "patch_size": config.patch,
+        "pooled_projection_dim": config.stream_width,
+        "qk_norm": "rms_norm",
+        "text_embed_dim": config.text_width,
+        "time_embed_dim": config.frequency_width,
+    }

@@ -26,8 +26,9 @@ from torch import nn
 from vitascope.core.errors import CheckpointError, choice
 from vitascope.core.tracks import TextContext
 from vitascope.models.text.rows import RowEncoder, TextRow, assemble, check_prompts, warn_of_cut
-from vitascope.weights.checkpoint import DIGEST_BYTES, atomic_file, file_digest, load_checkpoint, save_checkpoint
+from vitascope.weights.checkpoint import DIGEST_BYTES, file_digest, load_checkpoint, save_checkpoint
 from vitascope.weights.config import config_to_dict
+from vitascope.weights.tensor_file import atomic_file
 
 FAMILY = "text_embeddings"
 FORMAT = 1
@@ -56,18 +57,19 @@ def user_cache_folder(environment: Mapping[str, str]) -> Path:
     return (base if base.is_absolute() else Path.home() / ".cache") / "vitascope" / "text"
 
 
-def model_identity(folders: Sequence[Path], memory: Path, *settings: str) -> str:
-    """A digest of all safetensors, JSON and tokeniser files right in `folders`, and of the settings.
+def model_identity(places: Sequence[Path], memory: Path, *settings: str) -> str:
+    """A digest of files, and of all safetensors, JSON and tokeniser files right in folders, and of the settings.
 
     Digests of large files are remembered under `memory` with their size and times, so they are read through only once.
     Raises CheckpointError for a folder or file that cannot be read.
     """
     parts: list[Any] = [list(settings)]
-    for folder in folders:
-        if not folder.is_dir():
-            raise CheckpointError(f"no folder at {folder}")
+    for place in places:
+        if not place.exists():
+            raise CheckpointError(f"no file or folder at {place}")
         kinds = {".safetensors", ".json", ".model", ".txt"}
-        files = sorted(file for file in folder.iterdir() if file.suffix in kinds and file.is_file())
+        found = [place] if place.is_file() else place.iterdir()
+        files = sorted(file for file in found if file.is_file() and (file == place or file.suffix in kinds))
         parts.append([[file.name, _known_digest(file, memory / "files")] for file in files])
     return _digest(parts)
 

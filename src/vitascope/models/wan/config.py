@@ -89,3 +89,26 @@ def from_diffusers(values: Mapping[str, Any]) -> WanConfig:
     )
     theirs.done()
     return config
+
+
+def to_diffusers(config: WanConfig) -> dict[str, Any]:
+    """What `from_diffusers` reads as this configuration."""
+    return {
+        "_class_name": "WanTransformer3DModel",
+        "added_kv_proj_dim": config.width if config.image_width else None,
+        "attention_head_dim": config.width // config.num_heads,
+        "cross_attn_norm": config.cross_norm,
+        "eps": config.eps,
+        "ffn_dim": config.hidden,
+        "freq_dim": config.frequency_width,
+        "image_dim": config.image_width or None,
+        "in_channels": config.in_channels,
+        "num_attention_heads": config.num_heads,
+        "num_layers": config.depth,
+        "out_channels": config.out_channels,
+        "patch_size": list(config.patch),
+        "pos_embed_seq_len": config.image_positions or None,
+        "qk_norm": "rms_norm_across_heads",
+        "rope_max_seq_len": 1024,
+        "text_dim": config.text_width,
+    }

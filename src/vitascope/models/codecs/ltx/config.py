@@ -266,3 +266,32 @@ def _check_lengths(lists: Mapping[str, Any], num: int) -> None:
     for key, values in lists.items():
         if len(values) < num:
             raise InputError(f"{key} needs {num} values, got {len(values)}")
+
+
+def to_diffusers(config: LTXCodecConfig) -> dict[str, Any]:
+    """What `from_diffusers` reads as this configuration."""
+    new = any(stage.step in ("space", "time", "both") for stage in config.encoder)
+    names: dict[str, str] = {ours: theirs for theirs, ours in PACKINGS.items()} | {"none": "conv"}
+    *stages, middle = config.encoder
+    ups = config.decoder[:0:-1]
+    return {
+        "_class_name": "AutoencoderKLLTXVideo",
+        "block_out_channels": [stage.channels for stage in (config.encoder if new else stages)],
+        "decoder_block_out_channels": [stage.channels * stage.narrow for stage in ups],
+        "decoder_causal": config.decoder_causal,
+        "decoder_inject_noise": [stage.inject_noise for stage in config.decoder[::-1]],
+        "decoder_layers_per_block": [stage.blocks for stage in config.decoder[::-1]],
+        "decoder_spatio_temporal_scaling": [stage.step != "none" for stage in ups],
+        "down_block_types": [BLOCK_TYPES[new]] * len(stages),
+        "downsample_type": [names[stage.step] for stage in stages],
+        "encoder_causal": config.encoder_causal,
+        "latent_channels": config.latent_channels,
+        "layers_per_block": [stage.blocks for stage in (*stages, middle)],
+        "patch_size": config.patch_px,
+        "resnet_norm_eps": config.eps,
+        "scaling_factor": config.scaling,
+        "spatio_temporal_scaling": [stage.step != "none" for stage in stages],
+        "timestep_conditioning": config.timestep_conditioning,
+        "upsample_factor": [stage.narrow for stage in ups],
+        "upsample_residual": [stage.step == "residual" for stage in ups],
+    }

@@ -130,3 +130,23 @@ def from_diffusers(values: Mapping[str, Any]) -> MochiCodecConfig:
     )
     theirs.done()
     return config
+
+
+def to_diffusers(config: MochiCodecConfig) -> dict[str, Any]:
+    """What `from_diffusers` reads as this configuration; `lead` is not among it."""
+    return {
+        "_class_name": "AutoencoderKLMochi",
+        "act_fn": "silu",
+        "add_attention_block": list(config.attention),
+        "decoder_block_out_channels": list(config.decoder_channels),
+        "encoder_block_out_channels": list(config.encoder_channels),
+        "in_channels": 15,
+        "latent_channels": config.latent_channels,
+        "latents_mean": list(config.latent_mean),
+        "latents_std": list(config.latent_std),
+        "layers_per_block": list(config.blocks),
+        "out_channels": 3,
+        "scaling_factor": 1.0,
+        "spatial_expansions": [2] * len(config.time_steps),
+        "temporal_expansions": list(config.time_steps),
+    }

@@ -71,3 +71,19 @@ def from_diffusers(values: Mapping[str, Any]) -> WanCodecConfig:
     )
     theirs.done()
     return config
+
+
+def to_diffusers(config: WanCodecConfig) -> dict[str, Any]:
+    """What `from_diffusers` reads as this configuration."""
+    return {
+        "_class_name": "AutoencoderKLWan",
+        "attn_scales": [],
+        "base_dim": config.base,
+        "dim_mult": list(config.multiples),
+        "dropout": 0.0,
+        "latents_mean": list(config.latent_mean),
+        "latents_std": list(config.latent_std),
+        "num_res_blocks": config.blocks,
+        "temperal_downsample": list(config.halve_time),
+        "z_dim": config.latent_channels,
+    }

@@ -6,24 +6,60 @@ B prompts, S tokens, L tokens of a text, D width (4096 for XXL).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vitascope.core.errors import CheckpointError, PromptError
+from vitascope.core.errors import CapabilityError, CheckpointError, PromptError
 from vitascope.core.tracks import TextContext
 from vitascope.models.pretrained import check_quantise, load_pretrained, transformers
 from vitascope.models.text.cache import CachedTextEncoder, CacheFolder, WhatAfter, model_identity
 from vitascope.models.text.rows import TextRow, assemble, check_prompts, warn_of_cut
 from vitascope.models.text.t5.options import T5Options
+from vitascope.models.text.t5.original import load_original, original_width
 from vitascope.weights.foreign import read_object
+from vitascope.weights.sources import open_source
 
 CLASSES = {"t5": "T5EncoderModel", "umt5": "UMT5EncoderModel"}
 ENCODER, TOKENIZER = "text_encoder", "tokenizer"
 """The folders of a pipeline as diffusers writes it."""
 PROMPTS_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class T5Files:
+    """Where an encoder and its tokeniser lie. encoder: a folder as transformers writes it, or a file of Wan's authors.
+
+    allow_pickle: whether that file may be a pickle, of which only tensors are read.
+    """
+
+    encoder: Path
+    tokenizer: Path
+    allow_pickle: bool = False
+
+    @staticmethod
+    def of(folder: str | Path | T5Files) -> T5Files:
+        """The folders `text_encoder` and `tokenizer` of a pipeline as diffusers writes it, or a folder that holds both
+        models together, as transformers does."""
+        if isinstance(folder, T5Files):
+            return folder
+        folder = Path(folder)
+        if (folder / ENCODER).is_dir() or not (folder / "config.json").is_file():
+            return T5Files(folder / ENCODER, folder / TOKENIZER)
+        return T5Files(folder, folder)
+
+    @property
+    def width(self) -> int:
+        """Of the embeddings. Raises CheckpointError where that cannot be told."""
+        if self.encoder.is_file():
+            return original_width(open_source(self.encoder, allow_pickle=self.allow_pickle))
+        width = read_object(self.encoder / "config.json").get("d_model")
+        if not isinstance(width, int):
+            raise CheckpointError(f"{self.encoder / 'config.json'} lacks the width d_model of an encoder")
+        return width
 
 
 class T5TextEncoder(nn.Module):
@@ -109,28 +145,32 @@ class T5TextEncoder(nn.Module):
 
 
 def load_t5(
-    folder: str | Path,
+    folder: str | Path | T5Files,
     options: T5Options,
     *,
     dtype: torch.dtype = torch.bfloat16,
     device: torch.device | str = "cpu",
     quantise: str | None = None,
 ) -> T5TextEncoder:
-    """The encoder in the folders `text_encoder` and `tokenizer` of a pipeline as diffusers writes it, such as a
-    snapshot of the hub on this machine.
+    """The encoder in a folder that `T5Files.of` knows, such as a snapshot of the hub on this machine.
 
     quantise: one of `models.pretrained.QUANTISERS`. Raises CheckpointError for what is missing, damaged or another
     model; CapabilityError for a package that is missing; InputError for an unknown `quantise`.
     """
     check_quantise(quantise, device)
-    folder = Path(folder)
-    tokenizer = _load_tokenizer(folder / TOKENIZER)
-    model = load_pretrained(folder / ENCODER, CLASSES, dtype=dtype, device=device, quantise=quantise)
+    files = T5Files.of(folder)
+    tokenizer = _load_tokenizer(files.tokenizer)
+    if files.encoder.is_file():
+        if quantise is not None:
+            raise CapabilityError("an encoder in a file of Wan's authors cannot be quantised: convert it first")
+        source = open_source(files.encoder, allow_pickle=files.allow_pickle)
+        return T5TextEncoder(load_original(source, dtype=dtype, device=device), tokenizer, options).eval()
+    model = load_pretrained(files.encoder, CLASSES, dtype=dtype, device=device, quantise=quantise)
     return T5TextEncoder(model, tokenizer, options).eval()
 
 
 def open_t5(
-    folder: str | Path,
+    folder: str | Path | T5Files,
     options: T5Options,
     *,
     cache: Path | None,
@@ -144,18 +184,15 @@ def open_t5(
     after: `CachedTextEncoder`. Raises at once what can be known without loading: missing folders, wrong names.
     """
     check_quantise(quantise, device)
-    folder = Path(folder)
-    width = read_object(folder / ENCODER / "config.json").get("d_model")
-    if not isinstance(width, int):
-        raise CheckpointError(f"{folder / ENCODER / 'config.json'} lacks the width d_model of an encoder")
-    if not (folder / TOKENIZER).is_dir():
-        raise CheckpointError(f"{folder} has no folder {TOKENIZER}")
-    parts = (folder / ENCODER, folder / TOKENIZER)
+    files = T5Files.of(folder)
+    if not files.tokenizer.is_dir():
+        raise CheckpointError(f"{files.tokenizer.parent} has no folder {files.tokenizer.name}")
+    parts = (files.encoder, files.tokenizer)
     return CachedTextEncoder(
-        lambda: load_t5(folder, options, dtype=dtype, device=device, quantise=quantise),
+        lambda: load_t5(files, options, dtype=dtype, device=device, quantise=quantise),
         options,
         None if cache is None else CacheFolder(cache, lambda: model_identity(parts, cache, str(dtype), str(quantise))),
-        width=width,
+        width=files.width,
         device=device,
         after=after,
     )
