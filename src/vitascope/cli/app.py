@@ -29,6 +29,8 @@ VERBS: dict[str, str] = {
     "train": "Run a training recipe: a codec or the denoiser.",
     "evaluate": "Measure a model on held-out prompts and seeds.",
     "world": "Render captioned sample clips of the procedural theatre, with sound and ground truth.",
+    "inspect": "Tell what a model is: family, layout, parts, sizes.",
+    "convert": "Write a public model in the layout of diffusers or of its authors.",
     "presets": "Print parameter and operation counts of the denoiser presets.",
 }
 """Verb and help line. Verb `x` is the function `x` of the module `vitascope.cli.x`, imported only when it is named."""

@@ -51,9 +51,7 @@ def generate(
     num_inference_steps: Annotated[int | None, typer.Option(help="Steps of the sampler.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="w in uncond + w (cond - uncond).")] = None,
     sampler: Annotated[str | None, typer.Option(help="euler, heun, dpmpp_2m, unipc or few_step.")] = None,
-    model: Annotated[
-        str, typer.Option(help="pocket, a folder or file, or OWNER/NAME[@REVISION].")
-    ] = "pocket",
+    model: Annotated[str, typer.Option(help="pocket, a folder or file, or OWNER/NAME[@REVISION].")] = "pocket",
     text_encoder: Annotated[str, typer.Option(help="Folder or OWNER/NAME of T5, where --model has none.")] = "",
     vae: Annotated[str, typer.Option(help="Folder or file of a codec, where --model has none.")] = "",
     variant: Annotated[str, typer.Option(help='Which of several weights in a folder, such as "fp16".')] = "",

@@ -6,6 +6,7 @@ Nothing but heads, configurations and names of tensors is read.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -123,7 +124,7 @@ def _by_role(parts: list[Part]) -> dict[str, Part]:
         if role in roles:
             raise CheckpointError(f"{part.source.label} holds two models: {roles[role].family} and {part.family}")
         roles[role] = part
-    return roles
+    return {role: roles[role] for role in (DENOISER, CODEC) if role in roles}
 
 
 def _of_parts(found: Found) -> Found:
@@ -150,7 +151,8 @@ def _of_authors(path: Path, values: Mapping[str, Any], allow_pickle: bool) -> Fo
     files = [file for file in sorted(path.iterdir()) if file.suffix in (".safetensors", *PICKLES)]
     whole = any((path / f"{stem}.safetensors{end}").is_file() for stem in WEIGHTS for end in ("", ".index.json"))
     sources: list[tuple[Path, TensorSource]] = [(path, open_source(path))] if whole else []
-    files = [file for file in files if not (whole and file.name.startswith(WEIGHTS))]
+    if whole:
+        files = [file for file in files if re.split(r"[.-]", file.name)[0] not in WEIGHTS]
     if all((path / name).is_file() for name in MOCHI_FILES):
         halves = {f"{Path(name).stem}.": open_source(path / name) for name in MOCHI_FILES}
         sources.append((path, Joined(halves)))

@@ -62,7 +62,7 @@ def load_original(
         hidden_size=width,
         intermediate_size=shapes.axis("transformer.0.mlp.0.weight", 0),
         num_hidden_layers=shapes.count("transformer"),
-        num_attention_heads=width // head,
+        num_attention_heads=max(1, width // head),
         image_size=patch_px * isqrt(shapes.axis("pos_embedding", 1) - 1),
         patch_size=patch_px,
         hidden_act="gelu",

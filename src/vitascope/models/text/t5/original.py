@@ -65,6 +65,7 @@ def load_original(source: TensorSource, *, dtype: torch.dtype, device: torch.dev
         relative_attention_num_buckets=buckets,
         relative_attention_max_distance=MAX_DISTANCE,
         feed_forward_proj="gated-gelu",
+        attn_implementation="sdpa",
     )
     with torch.device("meta"):
         model: Any = library.UMT5EncoderModel(config)

@@ -1,0 +1,215 @@
+"""Public models from the layout of their authors into that of diffusers, and back, without loading them.
+
+Weights stream from file to file. Text encoders, tokenisers and image encoders are copied where they lie in folders; the
+authors' own files of them are written as transformers has them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitascope.core.errors import CheckpointError, choice
+from vitascope.models import named
+from vitascope.models.image.clip.original import load_original as load_image_encoder
+from vitascope.models.original import ORIGINALS
+from vitascope.models.parts import Layout, Part
+from vitascope.models.published import PUBLISHED
+from vitascope.models.text.t5.original import load_original as load_text_encoder
+from vitascope.tasks.discover import CODEC, DENOISER, IMAGE, INDEX, TEXT, Found
+from vitascope.tasks.published import FOLDERS, PIPELINES, WAN_TOKENIZER
+from vitascope.tasks.schedulers import write_ltx_scheduler, write_scheduler
+from vitascope.weights.converted import MAX_SHARD_BYTES, Converted, Rounded, write_sharded
+from vitascope.weights.foreign import read_object
+from vitascope.weights.sources import TensorSource, Under, open_source
+from vitascope.weights.tensor_file import atomic_file, write_tensors
+
+LAYOUTS: tuple[Layout, ...] = ("diffusers", "original")
+Report = Callable[[str, int, int], None]
+"""Called with what is written, the bytes so far and the bytes in all."""
+_LIBRARIES = {
+    DENOISER: "diffusers", CODEC: "diffusers", "scheduler": "diffusers", TEXT: "transformers",
+    "tokenizer": "transformers", IMAGE: "transformers", "image_processor": "transformers",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where and how to write. dtype: of all floating-point weights; None keeps what each has. A model that is one file
+    is written as one, others as shards of at most max_shard_bytes."""
+
+    path: Path
+    layout: Layout
+    dtype: torch.dtype | None = None
+    max_shard_bytes: int = MAX_SHARD_BYTES
+
+
+def convert_model(found: Found, target: Target, report: Report = lambda what, done, total: None) -> list[Path]:
+    """Write a model that was found in another place and layout; return the files and folders that were made.
+
+    Raises CheckpointError where it cannot be said in that layout, where the place is taken, or the disk refuses.
+    """
+    choice("layout", target.layout, LAYOUTS)
+    if not found.parts:
+        raise CheckpointError(f"{found.path} is a model of this package: it has one layout only")
+    if target.path.exists() and (target.path.is_file() or any(target.path.iterdir())):
+        raise CheckpointError(f"{target.path} is there already: give a new place")
+    if found.pipeline:
+        choice("kind of pipeline", found.pipeline, PIPELINES)
+    if target.layout == "original":
+        return _write_original(found, target, report)
+    if not found.pipeline:
+        (part,) = found.parts.values()
+        return _write_folder(part, target.path, target, report)
+    made = [
+        path for role, part in found.parts.items() for path in _write_folder(part, target.path / role, target, report)
+    ]
+    return [*made, *_write_beside(found, target.path), *_write_index(found, target.path)]
+
+
+def _seen_in(part: Part, layout: Layout, dtype: torch.dtype | None) -> TensorSource:
+    """The tensors of a part under the names of a layout."""
+    source = part.source
+    if part.layout != layout:
+        table = _keys(part, layout)
+        source = Converted(Converted(source, part.keys), table, writing=True)
+    return source if dtype is None else Rounded(source, dtype)
+
+
+def _keys(part: Part, layout: Layout) -> Any:
+    if layout == "original":
+        return ORIGINALS[part.family].keys(part.config)
+    return named(_published(part).keys)(part.config)
+
+
+def _published(part: Part) -> Any:
+    return next(published for published in PUBLISHED.values() if published.family == part.family)
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> Path:
+    with atomic_file(path) as file:
+        file.write(json.dumps(values, indent=2).encode() + b"\n")
+    return path
+
+
+def _write_folder(part: Part, folder: Path, target: Target, report: Report) -> list[Path]:
+    """One part as diffusers writes it."""
+    values = named(_published(part).write)(part.config)
+    source = _seen_in(part, "diffusers", target.dtype)
+    made = write_sharded(
+        folder, source, max_shard_bytes=target.max_shard_bytes,
+        report=lambda done, total: report(folder.name, done, total),
+    )  # fmt: skip
+    return [*made, _write_json(folder / "config.json", values)]
+
+
+def _write_beside(found: Found, path: Path) -> list[Path]:
+    """Encoders and tokenisers, and the scheduler, of a pipeline for diffusers."""
+    made = []
+    for name in FOLDERS:
+        if name not in (DENOISER, CODEC) and (found.path / name).is_dir():
+            made.append(Path(shutil.copytree(found.path / name, path / name)))
+    if not (path / "scheduler").exists():
+        made.append(_write_json(path / "scheduler" / "scheduler_config.json", write_scheduler(found)))
+    for role, load in ((TEXT, load_text_encoder), (IMAGE, load_image_encoder)):
+        if role in found.encoders:
+            model: Any = load(open_source(found.encoders[role], allow_pickle=True), dtype=torch.bfloat16)
+            model.save_pretrained(path / role)
+            made.append(path / role)
+    if TEXT in found.encoders and (found.path / WAN_TOKENIZER).is_dir():
+        made.append(Path(shutil.copytree(found.path / WAN_TOKENIZER, path / "tokenizer")))
+    return made
+
+
+def _write_index(found: Found, path: Path) -> list[Path]:
+    """model_index.json: the library and class of every part, as the parts themselves say."""
+    index: dict[str, Any] = {"_class_name": found.pipeline}
+    if (found.path / INDEX).is_file():
+        index |= {key: value for key, value in read_object(found.path / INDEX).items() if not isinstance(value, list)}
+    for name, library in _LIBRARIES.items():
+        folder = path / name
+        if folder.is_dir():
+            index[name] = [library, _class_of(folder)]
+    if found.pipeline == "MochiPipeline":
+        index.setdefault("force_zeros_for_empty_prompt", True)
+    return [_write_json(path / INDEX, index)]
+
+
+def _class_of(folder: Path) -> str:
+    for file, key in (
+        ("config.json", "_class_name"),
+        ("scheduler_config.json", "_class_name"),
+        ("tokenizer_config.json", "tokenizer_class"),
+        ("preprocessor_config.json", "image_processor_type"),
+    ):
+        values = read_object(folder / file) if (folder / file).is_file() else {}
+        if key in values:
+            return str(values[key])
+        if values.get("architectures"):
+            return str(values["architectures"][0])
+    raise CheckpointError(f"{folder} does not say of which class it is")
+
+
+def _write_original(found: Found, target: Target, report: Report) -> list[Path]:
+    """As the authors of the family write it: LTX-Video in one file, Wan and Mochi in a folder of several."""
+    families = {part.family for part in found.parts.values()}
+    if families & {"ltx", "ltx_codec"}:
+        return [_write_ltx(found, target, report)]
+    made: list[Path] = []
+    for part in found.parts.values():
+        source = _seen_in(part, "original", target.dtype)
+
+        def tell(done: int, total: int, family: str = part.family) -> None:
+            report(family, done, total)
+
+        match part.family:
+            case "wan":
+                made += write_sharded(target.path, source, max_shard_bytes=target.max_shard_bytes, report=tell)
+                values = named("vitascope.models.wan.original:write_config")(part.config)
+                made.append(_write_json(target.path / "config.json", values))
+            case "wan_codec":
+                made += write_sharded(target.path, source, "Wan2.1_VAE", max_shard_bytes=1 << 62, report=tell)
+            case "mochi":
+                made += write_sharded(target.path, source, "dit", max_shard_bytes=1 << 62, report=tell)
+            case _:
+                for half in ("encoder", "decoder"):
+                    inside = Under(source, f"{half}.")
+                    made += write_sharded(target.path, inside, half, max_shard_bytes=1 << 62, report=tell)
+    for name in (TEXT, "tokenizer", IMAGE, "image_processor"):
+        if (found.path / name).is_dir():
+            made.append(Path(shutil.copytree(found.path / name, target.path / name)))
+    return made
+
+
+def _write_ltx(found: Found, target: Target, report: Report) -> Path:
+    """Denoiser and codec in one file, their configurations in its metadata."""
+    path = target.path if target.path.suffix == ".safetensors" else target.path.with_suffix(".safetensors")
+    notes: dict[str, Any] = dict(found.notes) if found.kind == "original" else {}
+    places: dict[str, tuple[TensorSource, str]] = {}
+    for role, prefix in ((DENOISER, "model.diffusion_model."), (CODEC, "vae.")):
+        if role in found.parts:
+            part = found.parts[role]
+            source = _seen_in(part, "original", target.dtype)
+            places |= {prefix + name: (source, name) for name in source.names()}
+            notes[role] = {**ORIGINALS[part.family].named("write_config")(part.config), **(notes.get(role) or {})}
+    if found.kind == "diffusers":
+        notes[DENOISER]["causal_temporal_positioning"] = found.pipeline == "LTXConditionPipeline"
+        notes["scheduler"] = write_ltx_scheduler(found)
+    infos = {name: source.info(inside) for name, (source, inside) in places.items()}
+    total, done = sum(info.num_bytes for info in infos.values()), 0
+
+    def get(name: str) -> torch.Tensor:
+        nonlocal done
+        done += infos[name].num_bytes
+        report(path.name, done, total)
+        source, inside = places[name]
+        return source.get(inside)
+
+    write_tensors(path, infos, get, {"config": json.dumps(notes), "format": "pt"})
+    return path
