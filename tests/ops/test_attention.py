@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vitascope.core.errors import InputError, ShapeError
-from vitascope.ops.attention import BACKENDS, MATMUL_MAX_SCORES, attend, choose_backend
+from vitascope.ops.attention import BACKENDS, BLOCKS_MIN_LENGTH, MATMUL_MAX_SCORES, attend, choose_backend
+from vitascope.ops.block_attention import block_attention
 
 each_backend = pytest.mark.parametrize("backend", [*BACKENDS, "auto"])
 
@@ -98,9 +99,41 @@ def test_gradients_are_those_of_plain_softmax(backend: str) -> None:
 
 @given(st.integers(1, 300), st.integers(1, 300))
 def test_small_products_are_spelt_out_on_a_cpu_alone(num_queries: int, num_keys: int) -> None:
-    chosen = choose_backend(num_queries, num_keys, "cpu")
-    assert (chosen == "matmul") == (num_queries * num_keys <= MATMUL_MAX_SCORES)
-    assert choose_backend(num_queries, num_keys, "cuda") == "sdpa"
+    small, long = num_queries * num_keys <= MATMUL_MAX_SCORES, min(num_queries, num_keys) >= BLOCKS_MIN_LENGTH
+    assert (choose_backend(num_queries, num_keys, "cpu") == "matmul") == small
+    assert (choose_backend(num_queries, num_keys, "cpu", blocks=True) == "blocks") == (long and not small)
+    assert choose_backend(num_queries, num_keys, "cuda", blocks=True) == "sdpa"
+
+
+@pytest.mark.parametrize("shape", [(1, 700, 600, 2, 16), (2, 33, 2000, 3, 8), (1, 257, 40, 1, 128)])
+@pytest.mark.parametrize("spread", [1.0, 4.0])
+def test_blocks_lose_no_more_than_rounded_weights_would(shape: tuple[int, ...], spread: float) -> None:
+    """Longer than a block, heads that do not fill one, and scores up to some hundred: the error is that of weights and
+    results of 8 bits (2^-9 each, relative to the values), not of scores of 8 bits (100 * 2^-9 in an exponent)."""
+    batch, num_queries, num_keys, heads, width = shape
+    make = torch.Generator().manual_seed(3)
+    q = torch.randn(batch, num_queries, heads, width, generator=make) * spread
+    k, v = (torch.randn(batch, num_keys, heads, width, generator=make) for _ in range(2))
+    q, k, v = (x.bfloat16() for x in (q, k * spread, v))
+    mask = seen(batch, heads, num_queries, num_keys)
+    for given_mask in (None, mask):
+        expected = plain(q, k, v, given_mask)
+        error = (attend(q, k, v, given_mask, "blocks").double() - expected).norm() / expected.norm()
+        assert error < 3 * 2**-8
+
+
+def test_blocks_are_opaque_to_the_compiler_and_taken_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = (x.bfloat16() for x in draw(300, 300, heads=2, key_heads=2))
+    torch.library.opcheck(block_attention, (q, k, v, None))
+    taken: list[int] = []
+    blocks = BACKENDS["blocks"]
+    monkeypatch.setitem(BACKENDS, "blocks", lambda *inputs: taken.append(1) or blocks(*inputs))
+    with torch.no_grad():
+        attend(q, k, v)
+    assert len(taken) == 1
+    attend(q.requires_grad_(), k, v)
+    attend(q.detach().float(), k.float(), v.float())
+    assert len(taken) == 1
 
 
 def test_bad_requests_are_refused() -> None:

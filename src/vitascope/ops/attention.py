@@ -12,11 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitascope.core.errors import ShapeError, choice
+from vitascope.ops.block_attention import block_attention
 
 Backend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 MATMUL_MAX_SCORES = 8192
 """On a CPU, up to this many scores a head (L * S) the plain path is taken (`choose_backend`)."""
+BLOCKS_MIN_LENGTH = 256
+"""On a CPU in bf16, from this many queries and keys on, blocks are taken."""
 
 
 def _sdpa(q_BLHE: Tensor, k_BSHE: Tensor, v_BSHE: Tensor, mask: Tensor | None) -> Tensor:
@@ -34,18 +37,22 @@ def _matmul(q_BLHE: Tensor, k_BSHE: Tensor, v_BSHE: Tensor, mask: Tensor | None)
     return torch.matmul(weights, v_BSHE.transpose(1, 2)).transpose(1, 2)
 
 
-BACKENDS: dict[str, Backend] = {"sdpa": _sdpa, "matmul": _matmul}
+BACKENDS: dict[str, Backend] = {"sdpa": _sdpa, "matmul": _matmul, "blocks": block_attention}
 
 
-def choose_backend(num_queries: int, num_keys: int, device_type: str) -> str:
-    """The backend that measured faster for this shape.
+def choose_backend(num_queries: int, num_keys: int, device_type: str, blocks: bool = False) -> str:
+    """The backend that measured faster for this shape. blocks: bf16 without gradients, which `block_attention` is for.
 
     The fused CPU kernel of torch works on blocks of 32 or more queries, one call per head and batch entry. Factorised
     attention asks for the opposite: thousands of heads of 7 or 16 queries. There two batched products and a softmax
     that the compiler fuses are 4 to 8 times faster, forward and backward. Beyond a few thousand scores a head the
     scores no longer stay in the cache and the fused kernel wins.
     """
-    return "matmul" if device_type == "cpu" and num_queries * num_keys <= MATMUL_MAX_SCORES else "sdpa"
+    if device_type != "cpu":
+        return "sdpa"
+    if num_queries * num_keys <= MATMUL_MAX_SCORES:
+        return "matmul"
+    return "blocks" if blocks and min(num_queries, num_keys) >= BLOCKS_MIN_LENGTH else "sdpa"
 
 
 def attend(q_BLHE: Tensor, k_BSGE: Tensor, v_BSGE: Tensor, mask: Tensor | None = None, backend: str = "auto") -> Tensor:
@@ -61,7 +68,8 @@ def attend(q_BLHE: Tensor, k_BSGE: Tensor, v_BSGE: Tensor, mask: Tensor | None =
     if num_key_heads != num_heads:
         k_BSGE, v_BSGE = (_repeat_heads(x, num_heads) for x in (k_BSGE, v_BSGE))
     if backend == "auto":
-        backend = choose_backend(q_BLHE.shape[1], k_BSGE.shape[1], q_BLHE.device.type)
+        blocks = q_BLHE.dtype == torch.bfloat16 and not (torch.is_grad_enabled() and q_BLHE.requires_grad)
+        backend = choose_backend(q_BLHE.shape[1], k_BSGE.shape[1], q_BLHE.device.type, blocks)
     return BACKENDS[choice("attention backend", backend, BACKENDS)](q_BLHE, k_BSGE, v_BSGE, mask)
 
 
