@@ -1,0 +1,101 @@
+"""`vitascope inspect` and `vitascope convert` on a small public model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers.models.autoencoders.autoencoder_kl_ltx import AutoencoderKLLTXVideo
+from diffusers.models.transformers.transformer_ltx import LTXVideoTransformer3DModel
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+
+from vitascope.cli.app import main
+
+
+@pytest.fixture(scope="module")
+def ltx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small LTX-Video pipeline as diffusers writes it, without a text encoder."""
+    folder = tmp_path_factory.mktemp("ltx")
+    torch.manual_seed(0)
+    LTXVideoTransformer3DModel(
+        in_channels=8, out_channels=8, num_attention_heads=2, attention_head_dim=8, cross_attention_dim=16,
+        num_layers=2, caption_channels=16,
+    ).save_pretrained(folder / "transformer")  # fmt: skip
+    AutoencoderKLLTXVideo(
+        latent_channels=8, block_out_channels=(4, 8, 16), decoder_block_out_channels=(4, 8, 16),
+        layers_per_block=(1, 1, 1, 1), decoder_layers_per_block=(1, 1, 1, 1), patch_size=4,
+        spatio_temporal_scaling=(True, True, True), decoder_spatio_temporal_scaling=(True, True, True),
+        decoder_inject_noise=(False,) * 4, downsample_type=("conv",) * 3, upsample_residual=(False,) * 3,
+        upsample_factor=(1,) * 3, down_block_types=("LTXVideoDownBlock3D",) * 3,
+    ).save_pretrained(folder / "vae")  # fmt: skip
+    FlowMatchEulerDiscreteScheduler().save_pretrained(folder / "scheduler")
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "LTXPipeline"}))
+    return folder
+
+
+def report_of(path: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    assert main(["inspect", str(path), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_there_and_back(ltx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = report_of(ltx, capsys)
+    assert (first["kind"], first["pipeline"]) == ("diffusers", "LTXPipeline")
+    file, again = tmp_path / "ltx.safetensors", tmp_path / "again"
+    assert main(["convert", str(ltx), str(file), "--layout", "original", "--dtype", "bf16"]) == 0
+    single = report_of(file, capsys)
+    assert (single["kind"], single["pipeline"]) == ("original", "LTXPipeline")
+    assert [part["config"] for part in single["parts"]] == [part["config"] for part in first["parts"]]
+    assert all(list(part["dtypes"]) == ["bfloat16"] for part in single["parts"])
+    assert main(["convert", str(file), str(again), "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert {Path(path).name for path in made["files"]} >= {"config.json", "model_index.json"}
+    assert report_of(again, capsys)["parts"] == [{**part, "layout": "diffusers"} for part in single["parts"]]
+
+
+def test_what_is_told_to_people(ltx: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(ltx)]) == 0
+    out = capsys.readouterr().out
+    for text in ("LTXPipeline as diffusers writes it", "transformer: ltx", "vae: ltx_codec", "in fp8", "704x512"):
+        assert text in out
+    assert main(["inspect", str(ltx / "vae")]) == 0
+    assert "one part of a model" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["inspect", "nowhere"], "there is no model at nowhere"),
+        (["convert", "{ltx}", "{new}", "--layout", "onnx"], "valid values: diffusers, original"),
+        (["convert", "{ltx}", "{new}", "--dtype", "int3"], "valid values: keep, fp32, bf16, fp16"),
+        (["convert", "{ltx}", "{ltx}"], "is there already: give a new place"),
+        (["inspect", "{pickle}"], "is a pickle: allow it (--allow-pickle) if you trust"),
+        (["inspect", "{cut}"], "is not a readable safetensors file"),
+        (["inspect", "{other}"], "holds no model that is known; known: wan, ltx"),
+    ],
+)
+def test_refusals_are_one_line(
+    arguments: list[str], message: str, ltx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = (ltx / "vae" / "diffusion_pytorch_model.safetensors").read_bytes()
+    places = {name: tmp_path / name for name in ("new", "pickle.pth", "cut.safetensors", "other.safetensors")}
+    torch.save({"a": torch.zeros(1)}, places["pickle.pth"])
+    places["cut.safetensors"].write_bytes(weights[: len(weights) // 2])
+    places["other.safetensors"].write_bytes(weights)
+    names = {"ltx": ltx, **{name.partition(".")[0]: place for name, place in places.items()}}
+    assert main([argument.format_map(names) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_part_that_does_not_fit_is_told(ltx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = shutil.copytree(ltx / "transformer", tmp_path / "transformer")
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"num_layers": 3}))
+    assert main(["inspect", str(copy)]) == 0
+    assert "cannot be loaded: " in capsys.readouterr().out
