@@ -230,9 +230,7 @@ def _names(path: Path) -> list[str]:
 
 def _open_pickle(path: Path, allow_pickle: bool) -> MemorySource:
     if not allow_pickle:
-        raise CheckpointError(
-            f"{path} is a pickle: allow it (--allow-pickle) if you trust where it is from"
-        )
+        raise CheckpointError(f"{path} is a pickle: allow it (--allow-pickle) if you trust where it is from")
     try:
         found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except _WHAT_UNPICKLING_RAISES as error:
