@@ -5,7 +5,7 @@ To add a part: a `from_diffusers` beside its configuration, a key table, and a l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,10 @@ from torch import nn
 
 from vitascope.core.errors import CheckpointError, InputError
 from vitascope.models import FAMILIES, named
+from vitascope.models.parallel import divide_matrices
 from vitascope.nn.precision import matrix_names
+from vitascope.parallel.matrices import Cut
+from vitascope.parallel.ranks import Ranks
 from vitascope.weights.foreign import read_object
 from vitascope.weights.sources import SafetensorsSource, TensorSource, open_source
 from vitascope.weights.streaming import load_streaming
@@ -70,18 +73,22 @@ def load_published(
     dtype: torch.dtype = torch.float32,
     variant: str = "",
     report: Report = lambda done, total: None,
+    ranks: Ranks | None = None,
 ) -> nn.Module:
     """The model in a folder as diffusers writes it, in eval mode and without gradients.
 
     dtype: of the weights of linear maps and convolutions; all others (norms, tables) are kept in fp32. variant: such as
-    "fp16", part of the file's name. Streams: no second copy of the weights stands in memory. Raises CheckpointError.
+    "fp16", part of the file's name. ranks: processes between which the matrices of a denoiser are divided, each loading
+    its own part. Streams: no second copy of the weights stands in memory. Raises CheckpointError, and ShapeError for a
+    model that cannot be divided so.
     """
     folder = Path(folder)
     part, config = read_config(folder, classes)
     with torch.device("meta"):
         model = named(FAMILIES[part.family].model)(config)
+    cuts = {} if ranks is None else divide_matrices(model, ranks)
     source = open_source(folder, variant=variant)
-    fill(model, source, named(part.keys)(config), device=device, dtype=dtype, report=report)
+    fill(model, source, named(part.keys)(config), device=device, dtype=dtype, report=report, cuts=cuts)
     return model
 
 
@@ -93,13 +100,18 @@ def fill(
     device: torch.device | str,
     dtype: torch.dtype,
     report: Report = lambda done, total: None,
+    cuts: Mapping[str, Cut] | None = None,
 ) -> None:
-    """Give a model on the meta device its weights, the matrices in `dtype`, and close the source."""
+    """Give a model on the meta device its weights, the matrices in `dtype`, and close the source.
+
+    cuts: what the model has of weights that it does not have whole, by name.
+    """
+    parts = cuts or {}
     rounded = matrix_names(model)
     try:
         load_streaming(
             model, source, table, device=device, dtype=lambda name: dtype if name in rounded else torch.float32,
-            report=report,
+            report=report, cut=lambda name, tensor: parts[name].of(tensor) if name in parts else tensor,
         )  # fmt: skip
     finally:
         if isinstance(source, SafetensorsSource):

@@ -16,7 +16,9 @@ from vitascope.core.errors import CheckpointError, InputError, VitascopeError, c
 from vitascope.core.shapes import latent_frames
 from vitascope.diffusion.paths import RectifiedFlow
 from vitascope.models import build_model
+from vitascope.models.parallel import divide_matrices
 from vitascope.nn.precision import store_matrices
+from vitascope.parallel.ranks import Ranks
 from vitascope.tasks.pipeline import PRECISIONS, Defaults, Pipeline
 from vitascope.tasks.published import FOLDERS, INDEX, is_published, load_published_pipeline
 from vitascope.weights.checkpoint import file_digest, load_checkpoint
@@ -36,23 +38,32 @@ _SETTINGS = "pipeline.json"
 
 
 def load_pipeline(
-    model: str = POCKET, device: str = "auto", precision: str = "auto", *, text_cache: Path | None = None
+    model: str = POCKET,
+    device: str = "auto",
+    precision: str = "auto",
+    *,
+    text_cache: Path | None = None,
+    ranks: Ranks | None = None,
 ) -> Pipeline:
     """The pipeline of a folder, ours or as diffusers writes it, of a model of the hub (OWNER/NAME or
     OWNER/NAME@REVISION), or "pocket" for the one in the package.
 
     device: "cpu", "cuda", "cuda:1", or "auto" (a GPU if there is one). precision: "fp32", "bf16", or "auto" (bf16 where
     the device multiplies it faster). text_cache: where embeddings by large text encoders are kept; None
-    keeps none. Raises CheckpointError when a part is missing, damaged or of another kind.
+    keeps none. ranks: processes between which the matrices of the denoiser are divided (`tasks.parallel`). Raises
+    CheckpointError when a part is missing, damaged or of another kind.
     """
     place = choose_device(device)
     folder = _folder(model)
     if is_published(folder):
-        return load_published_pipeline(folder, model, place, choose_precision(precision, place), text_cache=text_cache)
+        kind = choose_precision(precision, place)
+        return load_published_pipeline(folder, model, place, kind, text_cache=text_cache, ranks=ranks)
     defaults = _defaults(folder)
     files = {name: folder / f"{name}.safetensors" for name in PARTS}
     parts: dict[str, Any] = {name: _load_part(name, path).to(place) for name, path in files.items()}
     _check_parts(folder, parts, defaults)
+    if ranks is not None:
+        divide_matrices(parts["denoiser"], ranks)
     reduced = choose_precision(precision, place)
     if reduced != torch.float32:
         for name in ("denoiser", "text_encoder"):

@@ -25,6 +25,7 @@ from vitascope.models.image.clip.encoder import load_clip
 from vitascope.models.published import load_published
 from vitascope.models.text.t5.encoder import open_t5
 from vitascope.models.text.t5.options import T5_OPTIONS, T5Options
+from vitascope.parallel.ranks import Ranks
 from vitascope.tasks.pipeline import Defaults, Pipeline
 from vitascope.weights.foreign import ForeignConfig, read_object
 
@@ -138,19 +139,20 @@ def load_published_pipeline(
     *,
     variant: str = "",
     text_cache: Path | None = None,
+    ranks: Ranks | None = None,
 ) -> Pipeline:
     """The pipeline in a folder, its matrices in `precision`; the text encoder is loaded when a prompt asks for it.
 
     name: in messages and recipes. variant: such as "fp16", part of the weights' file names. text_cache: where
-    embeddings are kept; None keeps none. Raises CheckpointError, and CapabilityError
-    without `transformers`.
+    embeddings are kept; None keeps none. ranks: processes between which the denoiser's matrices are divided. Raises
+    CheckpointError, and CapabilityError without `transformers`.
     """
     index = read_object(folder / INDEX)
     kind = PIPELINES[choice("kind of pipeline", str(index.get("_class_name")), PIPELINES)]
     defaults = replace(kind.defaults, schedule=read_schedule(folder, kind))
     text_encoder = open_t5(folder, kind.text, cache=text_cache, dtype=precision, device=device)
     denoiser: Any = load_published(
-        folder / "transformer", [kind.denoiser], device=device, dtype=precision, variant=variant
+        folder / "transformer", [kind.denoiser], device=device, dtype=precision, variant=variant, ranks=ranks
     )
     codec: Any = load_published(folder / "vae", [kind.codec], device=device, variant=variant)
     _check_parts(folder, denoiser, codec, text_encoder.width)
