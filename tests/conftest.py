@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +88,41 @@ def text_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model.save_pretrained(root / name / "text_encoder", max_shard_size="12KB")
         tokenizer.save_pretrained(root / name / "tokenizer")
     return root
+
+
+@pytest.fixture(scope="session")
+def in_processes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Any]]:
+    """Run a test file as a script in several processes, as torchrun would: `python FILE RESULT.json`, one thread each.
+
+    Returns what each wrote to its RESULT.json. Fails when one of them does, or all together have not ended in time.
+    """
+
+    def run(file: str, count: int, timeout_s: float = 600.0, arguments: tuple[str, ...] = ()) -> list[Any]:
+        folder = tmp_path_factory.mktemp("processes")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(count)}
+        results = [folder / f"{rank}.json" for rank in range(count)]
+        started: list[subprocess.Popen[bytes]] = []
+        for rank, result in enumerate(results):
+            own = {**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+            with result.with_suffix(".log").open("wb") as log:
+                command = [sys.executable, file, str(result), *arguments]
+                started.append(subprocess.Popen(command, env=own, stdout=log, stderr=log))
+        deadline = time.monotonic() + timeout_s
+        try:
+            while any(process.poll() is None for process in started) and time.monotonic() < deadline:
+                if any(process.poll() for process in started):
+                    break
+                time.sleep(0.05)
+        finally:
+            codes = [process.poll() for process in started]
+            for process in started:
+                process.kill()
+                process.wait()
+        if any(code != 0 for code in codes):
+            logs = "\n".join(result.with_suffix(".log").read_text()[-3000:] for result in results)
+            pytest.fail(f"processes ended with {codes} (None: not within {timeout_s:g} s)\n{logs}", pytrace=False)
+        return [json.loads(result.read_text()) for result in results]
+
+    return run

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from vitascope.models import FAMILIES, named
+from vitascope.models.parallel import divide_matrices
 from vitascope.nn.precision import matrix_names
+from vitascope.parallel.ranks import Ranks
 from vitascope.weights.keys import KeyTable
 from vitascope.weights.sources import SafetensorsSource, TensorSource, Under
 from vitascope.weights.streaming import load_streaming
@@ -40,18 +42,23 @@ class Part:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         report: Report = lambda done, total: None,
+        ranks: Ranks | None = None,
     ) -> nn.Module:
         """The model, in eval mode and without gradients, and the files closed.
 
-        dtype: of the weights of linear maps and convolutions; all others (norms, tables) are kept in fp32. Streams: no
-        second copy of the weights stands in memory. Raises CheckpointError where they do not fit.
+        dtype: of the weights of linear maps and convolutions; all others (norms, tables) are kept in fp32. ranks:
+        processes between which the matrices of a denoiser are divided, each loading its own part. Streams: no second
+        copy of the weights stands in memory. Raises CheckpointError where they do not fit, ShapeError for a model that
+        cannot be divided so.
         """
         model = self.on_meta()
+        cuts = {} if ranks is None else divide_matrices(model, ranks)
         rounded = matrix_names(model)
         try:
             load_streaming(
                 model, self.source, self.keys, device=device, report=report,
                 dtype=lambda name: dtype if name in rounded else torch.float32,
+                cut=lambda name, tensor: cuts[name].of(tensor) if name in cuts else tensor,
             )  # fmt: skip
         finally:
             close(self.source)

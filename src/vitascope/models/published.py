@@ -15,6 +15,7 @@ from torch import nn
 from vitascope.core.errors import CheckpointError, InputError
 from vitascope.models import named
 from vitascope.models.parts import Part, Report
+from vitascope.parallel.ranks import Ranks
 from vitascope.weights.foreign import read_object
 from vitascope.weights.sources import open_source
 
@@ -74,6 +75,8 @@ def load_published(
     dtype: torch.dtype = torch.float32,
     variant: str = "",
     report: Report = lambda done, total: None,
+    ranks: Ranks | None = None,
 ) -> nn.Module:
     """The model in a folder as diffusers writes it; see `open_published` and `parts.Part.load`."""
-    return open_published(folder, classes, variant=variant).load(device=device, dtype=dtype, report=report)
+    part = open_published(folder, classes, variant=variant)
+    return part.load(device=device, dtype=dtype, report=report, ranks=ranks)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vitascope.core.errors import ShapeError
 from vitascope.nn.norms import RMSNorm
-from vitascope.ops.attention import attend
+from vitascope.ops.attention import Attend, attend
 from vitascope.ops.rope import RotaryTable, rotate
 
 KeysValues = tuple[Tensor, Tensor]
@@ -52,13 +52,13 @@ class AttentionKind:
     """In what the attentions of families differ.
 
     bias: of the projections to queries, keys and values. norm: over a "head" or over "all" heads at once.
-    pairs: what a rotation turns: the "halves" of a head, its "neighbours", or the neighbours of "all" heads at once.
+    pairs: what a rotation turns: the "halves" of a head, its "neighbours", or these with a table "per_head".
     """
 
     bias: bool = False
     norm: Literal["head", "all"] = "head"
     eps: float = 1e-6
-    pairs: Literal["halves", "neighbours", "all"] = "halves"
+    pairs: Literal["halves", "neighbours", "per_head"] = "halves"
 
     def make_norm(self, each: int, num_heads: int) -> RMSNorm:
         """The norm of queries or keys."""
@@ -70,9 +70,7 @@ class AttentionKind:
 
     def turn(self, x_ALHE: Tensor, table: RotaryTable) -> Tensor:
         """Queries or keys turned by their positions."""
-        if self.pairs == "all":
-            return rotate(x_ALHE.flatten(-2).unsqueeze(-2), table, neighbours=True).view_as(x_ALHE)
-        return rotate(x_ALHE, table, neighbours=self.pairs == "neighbours")
+        return rotate(x_ALHE, table, neighbours=self.pairs != "halves", per_head=self.pairs == "per_head")
 
 
 PLAIN = AttentionKind()
@@ -91,14 +89,17 @@ class SelfAttention(nn.Module):
         self.norm_q, self.norm_k = kind.make_norm(each, num_heads), kind.make_norm(each, num_key_heads)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x_ALD: Tensor, table: RotaryTable | None = None, mask: Tensor | None = None) -> Tensor:
-        """`table` turns queries and keys; `mask` is boolean (L, S) and lets every query see itself."""
+    def forward(
+        self, x_ALD: Tensor, table: RotaryTable | None = None, mask: Tensor | None = None, read: Attend = attend
+    ) -> Tensor:
+        """`table` turns queries and keys; `mask` is boolean (L, S) and lets every query see itself; `read` is how they
+        meet."""
         heads = self.qkv(x_ALD).unflatten(-1, (-1, self.each))
         q_ALHE, k_ASGE, v_ASGE = heads.split(self.head_counts, -2)
         q_ALHE, k_ASGE = self.kind.normalise(self.norm_q, q_ALHE), self.kind.normalise(self.norm_k, k_ASGE)
         if table is not None:
             q_ALHE, k_ASGE = self.kind.turn(q_ALHE, table), self.kind.turn(k_ASGE, table)
-        return self.out(attend(q_ALHE, k_ASGE, v_ASGE, mask).flatten(-2))
+        return self.out(read(q_ALHE, k_ASGE, v_ASGE, mask).flatten(-2))
 
 
 class CrossAttention(nn.Module):

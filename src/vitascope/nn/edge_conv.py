@@ -5,11 +5,16 @@ Activations are channels-last, (B, T, H, W, C): batch, frames, rows, columns, ch
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitascope.nn.causal_conv import Kernel, TailCache
+
+Total = Callable[[Tensor], Tensor]
+"""A tensor to its sum over all processes."""
 
 
 class EdgeCache(TailCache):
@@ -65,9 +70,24 @@ class FrameGroupNorm(nn.GroupNorm):
     """Group norm over each frame on its own, so that time does not mix; tiles of a frame would: they have other means
     and variances than the whole. Wu and He 2018."""
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, total: Total | None = None) -> Tensor:
+        """total: of a number per frame and group, the sum over the parts of frames that processes share."""
+        if total is not None:
+            return self._in_parts(input, total)
         frames = input.flatten(0, 1).movedim(-1, 1)
         return super().forward(frames).movedim(1, -1).unflatten(0, input.shape[:2])
+
+    def _in_parts(self, x_BTHWC: Tensor, total: Total) -> Tensor:
+        """By the mean and variance of whole frames, of which `x_BTHWC` is a part."""
+        groups = x_BTHWC.float().unflatten(-1, (self.num_groups, -1))
+        count = total(
+            torch.full_like(groups[..., :1, :1, :, :1], x_BTHWC.shape[2] * x_BTHWC.shape[3] * groups.shape[-1])
+        )
+        mean = total(groups.sum((2, 3, 5), keepdim=True)) / count
+        centred = groups - mean
+        variance = total(centred.square().sum((2, 3, 5), keepdim=True)) / count
+        normed = (centred * torch.rsqrt(variance + self.eps)).flatten(-2)
+        return (normed * self.weight.float() + self.bias.float()).to(x_BTHWC.dtype)
 
 
 class GroupResidualBlock(nn.Module):

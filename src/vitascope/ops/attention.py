@@ -6,6 +6,7 @@ B batch, L queries, S keys, H query heads, G key heads (G divides H; G = 1 is mu
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,16 @@ from vitascope.core.errors import ShapeError, choice
 from vitascope.ops.block_attention import block_attention
 
 Backend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
+
+class Attend(Protocol):
+    """How tokens read each other: `attend`, or what stands for it where several processes share the tokens.
+
+    Queries (B, L, H, E), keys and values (B, S, G, E), and a mask as `attend` takes it, to (B, L, H, E).
+    """
+
+    def __call__(self, q_BLHE: Tensor, k_BSGE: Tensor, v_BSGE: Tensor, mask: Tensor | None = None, /) -> Tensor: ...
+
 
 MATMUL_MAX_SCORES = 8192
 """On a CPU, up to this many scores a head (L * S) the plain path is taken (`choose_backend`)."""
@@ -66,14 +77,14 @@ def attend(q_BLHE: Tensor, k_BSGE: Tensor, v_BSGE: Tensor, mask: Tensor | None =
     if num_heads % num_key_heads:
         raise ShapeError(f"{num_heads} query heads cannot share {num_key_heads} key heads")
     if num_key_heads != num_heads:
-        k_BSGE, v_BSGE = (_repeat_heads(x, num_heads) for x in (k_BSGE, v_BSGE))
+        k_BSGE, v_BSGE = (repeat_heads(x, num_heads) for x in (k_BSGE, v_BSGE))
     if backend == "auto":
         blocks = q_BLHE.dtype == torch.bfloat16 and not (torch.is_grad_enabled() and q_BLHE.requires_grad)
         backend = choose_backend(q_BLHE.shape[1], k_BSGE.shape[1], q_BLHE.device.type, blocks)
     return BACKENDS[choice("attention backend", backend, BACKENDS)](q_BLHE, k_BSGE, v_BSGE, mask)
 
 
-def _repeat_heads(x_BSGE: Tensor, num_heads: int) -> Tensor:
+def repeat_heads(x_BSGE: Tensor, num_heads: int) -> Tensor:
     """Each of G heads stands for num_heads / G neighbours."""
     groups = x_BSGE.shape[-2]
     if groups == 1:

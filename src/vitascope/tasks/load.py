@@ -17,7 +17,9 @@ from vitascope.core.errors import CheckpointError, InputError, VitascopeError, c
 from vitascope.core.shapes import latent_frames
 from vitascope.diffusion.paths import RectifiedFlow
 from vitascope.models import build_model
+from vitascope.models.parallel import divide_matrices
 from vitascope.nn.precision import store_matrices
+from vitascope.parallel.ranks import Ranks
 from vitascope.tasks.discover import SETTINGS, discover
 from vitascope.tasks.pipeline import PRECISIONS, Defaults, Pipeline
 from vitascope.tasks.published import FOLDERS, Extras, load_published_pipeline
@@ -63,14 +65,15 @@ def load_pipeline(
     beside: Beside | None = None,
     *,
     text_cache: Path | None = None,
+    ranks: Ranks | None = None,
 ) -> Pipeline:
     """The pipeline of a folder (ours, as diffusers writes it, or of a model's authors), of one file of its authors, of
     a model of the hub (OWNER/NAME or OWNER/NAME@REVISION), or "pocket" for the one in the package.
 
     device: "cpu", "cuda", "cuda:1", or "auto" (a GPU if there is one). precision: "fp32", "bf16", or "auto" (bf16 where
     the device multiplies it faster). beside: what a public model needs that is not at its path. text_cache: where
-    embeddings by large text encoders are kept; None keeps none. Raises CheckpointError when a part is missing, damaged
-    or of another kind.
+    embeddings by large text encoders are kept; None keeps none. ranks: processes between which the matrices of the
+    denoiser are divided (`tasks.parallel`). Raises CheckpointError when a part is missing, damaged or of another kind.
     """
     place, beside = choose_device(device), beside or Beside()
     folder = model_place(model)
@@ -80,11 +83,13 @@ def load_pipeline(
         raise CheckpointError(f"{model} is one part of a model ({family}) and makes no clip alone")
     if found.kind != "own":
         reduced = choose_precision(precision, place)
-        return load_published_pipeline(found, model, place, reduced, beside.extras(text_cache))
+        return load_published_pipeline(found, model, place, reduced, beside.extras(text_cache), ranks)
     defaults = _defaults(folder)
     files = {name: folder / f"{name}.safetensors" for name in PARTS}
     parts: dict[str, Any] = {name: _load_part(name, path).to(place) for name, path in files.items()}
     _check_parts(folder, parts, defaults)
+    if ranks is not None:
+        divide_matrices(parts["denoiser"], ranks)
     reduced = choose_precision(precision, place)
     if reduced != torch.float32:
         for name in ("denoiser", "text_encoder"):

@@ -27,6 +27,7 @@ from vitascope.models.parts import Part
 from vitascope.models.published import PUBLISHED
 from vitascope.models.text.t5.encoder import T5Files, open_t5
 from vitascope.models.text.t5.options import T5_OPTIONS, T5Options
+from vitascope.parallel.ranks import Ranks
 from vitascope.tasks.discover import CODEC, DENOISER, IMAGE, INDEX, TEXT, Found, discover
 from vitascope.tasks.original import original_defaults
 from vitascope.tasks.pipeline import Defaults, Pipeline
@@ -148,12 +149,18 @@ class Extras:
 
 
 def load_published_pipeline(
-    found: Found, name: str, device: torch.device, precision: torch.dtype, extras: Extras
+    found: Found,
+    name: str,
+    device: torch.device,
+    precision: torch.dtype,
+    extras: Extras,
+    ranks: Ranks | None = None,
 ) -> Pipeline:
     """The pipeline of a model that was found, its matrices in `precision`; the text encoder is loaded when a prompt
     asks for it.
 
-    name: in messages and recipes. Raises CheckpointError, and CapabilityError without `transformers`.
+    name: in messages and recipes. ranks: processes between which the denoiser's matrices are divided. Raises
+    CheckpointError, and CapabilityError without `transformers`.
     """
     kind = PIPELINES[choice("kind of pipeline", found.pipeline, PIPELINES)]
     own = kind.defaults
@@ -167,7 +174,7 @@ def load_published_pipeline(
     files = _text_files(found, extras)
     text_encoder = open_t5(files, kind.text, cache=extras.text_cache, dtype=precision, device=device)
     _check_text(found.path, parts[DENOISER], text_encoder.width)
-    denoiser: Any = _load(parts[DENOISER], device, precision)
+    denoiser: Any = _load(parts[DENOISER], device, precision, ranks)
     codec: Any = _load(parts[CODEC], device, torch.float32)
     _check_channels(found.path, denoiser, codec)
     return Pipeline(
@@ -187,9 +194,9 @@ def load_published_pipeline(
     )
 
 
-def _load(part: Part | None, device: torch.device, dtype: torch.dtype) -> Any:
+def _load(part: Part | None, device: torch.device, dtype: torch.dtype, ranks: Ranks | None = None) -> Any:
     assert part is not None
-    return part.load(device=device, dtype=dtype)
+    return part.load(device=device, dtype=dtype, ranks=ranks)
 
 
 def _codec(found: Found, extras: Extras) -> Part | None:

@@ -20,10 +20,12 @@ def load_streaming(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | Callable[[str], torch.dtype] = torch.float32,
     report: Callable[[int, int], None] = lambda done, total: None,
+    cut: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor,
 ) -> None:
     """Give a model built on the meta device its weights: every one, and no other, in `dtype` on `device`.
 
-    dtype: of all floating-point weights, or of each by its name.
+    dtype: of all floating-point weights, or of each by its name. cut: what the model holds of each, by its name: all
+    of it, or a part where processes share it.
 
     Never holds more than the model so far and the tensors of one rule. `report(rules done, rules in all)`. Raises
     CheckpointError, naming the tensors, when the source does not fit the model; the model is then useless.
@@ -40,7 +42,7 @@ def load_streaming(
         tensors = [source.get(name) for name in move.theirs]
         for name, tensor in zip(move.ours, move.rule.read(tensors), strict=True):
             kind = dtype if isinstance(dtype, torch.dtype) else dtype(name)
-            _place(model, name, wanted[name], tensor, source.label, device, kind)
+            _place(model, name, wanted[name], cut(name, tensor), source.label, device, kind)
         report(done, len(moves))
 
 

@@ -24,13 +24,15 @@ from vitascope.nn.feed_forward import FeedForward
 from vitascope.nn.modulation import modulate
 from vitascope.nn.norms import layer_norm, rms_norm
 from vitascope.nn.patches import patchify, token_levels, unpatchify
+from vitascope.ops.attention import Attend, attend
 from vitascope.ops.rope import RotaryTable
+from vitascope.parallel.tokens import WHOLE, Sharing
 
 BLOCK_VECTORS = 6
 """Shift, scale and gate of the self-attention and of the feed-forward."""
 PATCH = (1, 1, 1)
 NUM_SINUSOIDS = 256
-KIND = AttentionKind(bias=True, norm="all", eps=1e-5, pairs="all")
+KIND = AttentionKind(bias=True, norm="all", eps=1e-5, pairs="per_head")
 
 
 class LTXBlock(nn.Module):
@@ -46,12 +48,18 @@ class LTXBlock(nn.Module):
         self.feed_forward = FeedForward(width, 4 * width)
 
     def forward(
-        self, x_BLD: Tensor, vectors_BL6D: Tensor, memory: KeysValues, mask_BS: Tensor | None, table: RotaryTable
+        self,
+        x_BLD: Tensor,
+        vectors_BL6D: Tensor,
+        memory: KeysValues,
+        mask_BS: Tensor | None,
+        table: RotaryTable,
+        read: Attend = attend,
     ) -> Tensor:
-        """vectors: (B, 1|L, 6, D)."""
+        """vectors: (B, 1|L, 6, D). read: how tokens read each other."""
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (self.offsets + vectors_BL6D).unbind(-2)
         y = modulate(rms_norm(x_BLD, self.eps), shift_a, scale_a)
-        x_BLD = x_BLD + gate_a * self.attention(y, table)
+        x_BLD = x_BLD + gate_a * self.attention(y, table, read=read)
         x_BLD = x_BLD + self.cross.read(x_BLD, memory, mask_BS)
         y = modulate(rms_norm(x_BLD, self.eps), shift_f, scale_f)
         return x_BLD + gate_f * self.feed_forward(y)
@@ -107,38 +115,45 @@ class LTXDenoiser(nn.Module):
         text: TextContext,
         camera: Tensor | None = None,
         strategy: TemporalStrategy = FULL,
+        sharing: Sharing = WHOLE,
     ) -> dict[str, Tensor]:
         """The velocity of the video track, in the shape and dtype of its values.
 
-        `times_s` of the track are when each latent frame begins. Raises CapabilityError for what the model does not
-        take.
+        `times_s` of the track are when each latent frame begins. sharing: how processes share the tokens; each of them
+        gives the whole result. Raises CapabilityError for what the model does not take.
         """
         check_call(self.capabilities, tracks, camera, strategy)
         track, dtype = tracks[VIDEO], self.embed.weight.dtype
-        x_BLD = self.embed(patchify(track.values.to(dtype), PATCH).flatten(1, 2))
-        level_BLD, vectors_BL6D = self._modulation(track, dtype)
+        tokens_BLV = patchify(track.values.to(dtype), PATCH).flatten(1, 2)
+        share = sharing.of(tokens_BLV.shape[1])
+        x_BLD = self.embed(share.split(tokens_BLV))
+        level_BLD, vectors_BL6D = self._modulation(share.split(self._levels(track)), dtype)
         text = text if text.prepared else self.prepare(text)
-        table = self._table(track)
+        table = share.split_table(self._table(track))
         memories = zip(text.prepared[::2], text.prepared[1::2], strict=True)
         for block, memory in zip(self.blocks, memories, strict=True):
-            x_BLD = run_layer(self.gradient_checkpointing, block, x_BLD, vectors_BL6D, memory, text.mask, table)
+            inputs = (x_BLD, vectors_BL6D, memory, text.mask, table, share.attend)
+            x_BLD = run_layer(self.gradient_checkpointing, block, *inputs)
         shift, scale = (self.head_offsets + level_BLD.unsqueeze(-2)).unbind(-2)
-        out = self.head(modulate(layer_norm(x_BLD).to(dtype), shift, scale))
+        out = share.join(self.head(modulate(layer_norm(x_BLD).to(dtype), shift, scale)))
         shape = (len(out), self.config.out_channels, *track.values.shape[2:])
         return {VIDEO: unpatchify(out, PATCH, shape).to(track.values.dtype)}
 
-    def _modulation(self, track: Track, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """The embedded level (B, 1|L, D) and the blocks' vectors (B, 1|L, 6, D)."""
+    def _levels(self, track: Track) -> Tensor:
+        """(B, 1|L): one level for a clip, or one for each token."""
         levels_BTN, (rows, columns) = token_levels(track, PATCH), track.values.shape[3:]
         per_frame = rows * columns if levels_BTN.shape[1] > 1 else -1
-        levels_BL = levels_BTN.expand(-1, -1, per_frame).flatten(1)
+        return levels_BTN.expand(-1, -1, per_frame).flatten(1)
+
+    def _modulation(self, levels_BL: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The embedded level (B, 1|L, D) and the blocks' vectors (B, 1|L, 6, D)."""
         features = timestep_features(1000.0 * levels_BL, NUM_SINUSOIDS).to(dtype)
         level_BLD = self.level_out(F.silu(self.level_in(features)))
         return level_BLD, self.vectors(F.silu(level_BLD)).unflatten(-1, (BLOCK_VECTORS, -1))
 
     def _table(self, track: Track) -> RotaryTable:
         """Angles pi / 2 theta^(i / (n - 1)) (2 p - 1) for i < n = D / 6 and positions p in time, rows and columns; all
-        three of a frequency stand side by side, and what D / 6 leaves over is not turned."""
+        three of a frequency stand side by side, and what D / 6 leaves over is not turned. (L, H, E / 2)."""
         config, (frames, rows, columns) = self.config, track.values.shape[2:]
         device, num = track.values.device, self.config.width // 6
         seconds, *pixels = config.base
@@ -149,5 +164,5 @@ class LTXDenoiser(nn.Module):
         grid_L3 = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(frames * rows * columns, 3)
         frequencies = config.theta ** torch.linspace(0.0, 1.0, num, device=device) * (pi / 2)
         angles = (frequencies[:, None] * (2 * grid_L3 - 1)[:, None]).flatten(1)
-        angles = F.pad(angles, (config.width // 2 - 3 * num, 0))
+        angles = F.pad(angles, (config.width // 2 - 3 * num, 0)).unflatten(-1, (config.num_heads, -1))
         return angles.cos(), angles.sin()

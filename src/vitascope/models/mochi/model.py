@@ -25,6 +25,7 @@ from vitascope.nn.norms import RMSNorm, layer_norm, rms_norm
 from vitascope.nn.patches import check_patch, patchify, unpatchify
 from vitascope.ops.attention import attend
 from vitascope.ops.rope import RotaryTable, rotate
+from vitascope.parallel.tokens import WHOLE, AttendJoint, Sharing, attend_jointly
 
 QK_EPS = 1e-5
 
@@ -85,25 +86,36 @@ class MochiBlock(nn.Module):
         return y_BSC, (k, v)
 
     def recall(
-        self, x_BLD: Tensor, memory: KeysValues, condition_BD: Tensor, mask: Tensor | None, table: RotaryTable
+        self,
+        x_BLD: Tensor,
+        memory: KeysValues,
+        condition_BD: Tensor,
+        seen_BS: Tensor,
+        table: RotaryTable,
+        read: AttendJoint = attend_jointly,
     ) -> Tensor:
         """The video stream after reading itself and what `remember` gave."""
         vectors = self.video.vectors(condition_BD)
-        q, k, v = self._turned(x_BLD, vectors, table)
-        read = attend(q, torch.cat([k, memory[0]], 1), torch.cat([v, memory[1]], 1), mask)
-        return self.video.finish(x_BLD, read.flatten(-2), vectors)
+        no_queries = memory[0][:, :0]
+        found, _ = read(self._turned(x_BLD, vectors, table), (no_queries, *memory), seen_BS)
+        return self.video.finish(x_BLD, found.flatten(-2), vectors)
 
     def forward(
-        self, x_BLD: Tensor, y_BSC: Tensor, condition_BD: Tensor, mask: Tensor | None, table: RotaryTable
+        self,
+        x_BLD: Tensor,
+        y_BSC: Tensor,
+        condition_BD: Tensor,
+        seen_BS: Tensor,
+        table: RotaryTable,
+        read: AttendJoint = attend_jointly,
     ) -> tuple[Tensor, Tensor]:
-        """Both streams, each seeing all of both."""
+        """Both streams, each seeing all of the video and the words `seen_BS`; `read` is how they meet."""
         video, text = self.video.vectors(condition_BD), self.text.vectors(condition_BD)
-        mine, theirs = self._turned(x_BLD, video, table), self.text.project(y_BSC, text)
-        k, v = (torch.cat([a, b], 1) for a, b in zip(mine[1:], theirs[1:], strict=True))
-        queries = mine[0] if self.text.last else torch.cat([mine[0], theirs[0]], 1)
-        read = attend(queries, k, v, mask).flatten(-2)
-        x_BLD = self.video.finish(x_BLD, read[:, : mine[0].shape[1]], video)
-        return x_BLD, y_BSC if self.text.last else self.text.finish(y_BSC, read[:, mine[0].shape[1] :], text)
+        q, k, v = self.text.project(y_BSC, text)
+        words = (q[:, :0] if self.text.last else q, k, v)
+        found, told = read(self._turned(x_BLD, video, table), words, seen_BS)
+        x_BLD = self.video.finish(x_BLD, found.flatten(-2), video)
+        return x_BLD, y_BSC if self.text.last else self.text.finish(y_BSC, told.flatten(-2), text)
 
     def _turned(self, x_BLD: Tensor, vectors: tuple[Tensor, ...], table: RotaryTable) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = self.video.project(x_BLD, vectors)
@@ -183,10 +195,12 @@ class MochiDenoiser(nn.Module):
         text: TextContext,
         camera: Tensor | None = None,
         strategy: TemporalStrategy = FULL,
+        sharing: Sharing = WHOLE,
     ) -> dict[str, Tensor]:
         """The velocity of the video track, in the shape and dtype of its values.
 
-        Raises CapabilityError for what the model does not take, ShapeError for sizes that do not fill the patches.
+        sharing: how processes share the video tokens; each has all words and gives the whole result. Raises
+        CapabilityError for what the model does not take, ShapeError for sizes that do not fill the patches.
         """
         check_call(self.capabilities, tracks, camera, strategy)
         track, config, dtype = tracks[VIDEO], self.config, self.embed.weight.dtype
@@ -196,20 +210,21 @@ class MochiDenoiser(nn.Module):
         level_B = track.noise.flatten(1).amax(1)
         features = timestep_features(1000.0 * (1.0 - level_B), config.frequency_width).to(dtype)
         condition = self.level_out(F.silu(self.level_in(features))) + pooled
-        x_BLD = self.embed(patchify(track.values.to(dtype), config.patch_sizes).flatten(1, 2))
-        table = self._table(track)
-        mask = F.pad(text.mask, (x_BLD.shape[1], 0), value=True)[:, None, None]
+        tokens_BLV = patchify(track.values.to(dtype), config.patch_sizes).flatten(1, 2)
+        share = sharing.of(tokens_BLV.shape[1])
+        x_BLD = self.embed(share.split(tokens_BLV))
+        around = (condition, text.mask, share.split_table(self._table(track)), share.attend_joint)
         saving = self.gradient_checkpointing
         if config.text_sees == "all":
             y_BSC = rest[0]
             for block in self.blocks:
-                x_BLD, y_BSC = run_layer(saving, block, x_BLD, y_BSC, condition, mask, table)
+                x_BLD, y_BSC = run_layer(saving, block, x_BLD, y_BSC, *around)
         else:
             for block, memory in zip(self.blocks, zip(rest[::2], rest[1::2], strict=True), strict=True):
                 assert isinstance(block, MochiBlock)
-                x_BLD = run_layer(saving, block.recall, x_BLD, memory, condition, mask, table)
+                x_BLD = run_layer(saving, block.recall, x_BLD, memory, *around)
         scale, shift = self.head_modulation(F.silu(condition)).unsqueeze(1).chunk(2, -1)
-        out = self.head(modulate(layer_norm(x_BLD, 1e-6).to(dtype), shift, scale))
+        out = share.join(self.head(modulate(layer_norm(x_BLD, 1e-6).to(dtype), shift, scale)))
         velocity = -unpatchify(out, config.patch_sizes, tuple(track.values.shape), channels_last=True)
         return {VIDEO: velocity.to(track.values.dtype)}
 

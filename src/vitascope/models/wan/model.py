@@ -24,8 +24,9 @@ from vitascope.nn.feed_forward import FeedForward
 from vitascope.nn.modulation import modulate
 from vitascope.nn.norms import LayerNorm, layer_norm
 from vitascope.nn.patches import check_patch, patchify, token_levels, unpatchify
-from vitascope.ops.attention import attend
+from vitascope.ops.attention import Attend, attend
 from vitascope.ops.rope import RotaryTable, grid_table, index_table
+from vitascope.parallel.tokens import WHOLE, Sharing
 
 BLOCK_VECTORS = 6
 """Shift, scale and gate of the self-attention and of the feed-forward."""
@@ -75,11 +76,13 @@ class WanBlock(nn.Module):
         self.cross = WanCrossAttention(width, heads, kind, config.image_width > 0)
         self.feed_forward = FeedForward(width, config.hidden)
 
-    def forward(self, x_BLD: Tensor, vectors_BL6D: Tensor, memory: Memory, table: RotaryTable) -> Tensor:
-        """vectors: (B, 1|L, 6, D) in fp32."""
+    def forward(
+        self, x_BLD: Tensor, vectors_BL6D: Tensor, memory: Memory, table: RotaryTable, read: Attend = attend
+    ) -> Tensor:
+        """vectors: (B, 1|L, 6, D) in fp32. read: how tokens read each other."""
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (self.offsets.float() + vectors_BL6D).unbind(-2)
         y = modulate(layer_norm(x_BLD, self.eps), shift_a, scale_a).to(x_BLD.dtype)
-        x_BLD = (x_BLD + gate_a * self.attention(y, table)).to(x_BLD.dtype)
+        x_BLD = (x_BLD + gate_a * self.attention(y, table, read=read)).to(x_BLD.dtype)
         x_BLD = x_BLD + self.cross.recall(self.cross_norm(x_BLD), memory)
         y = modulate(layer_norm(x_BLD, self.eps), shift_f, scale_f).to(x_BLD.dtype)
         return (x_BLD + gate_f * self.feed_forward(y)).to(x_BLD.dtype)
@@ -156,24 +159,28 @@ class WanDenoiser(nn.Module):
         text: TextContext,
         camera: Tensor | None = None,
         strategy: TemporalStrategy = FULL,
+        sharing: Sharing = WHOLE,
     ) -> dict[str, Tensor]:
         """The velocity of the video track, in the shape and dtype of its values.
 
-        Raises CapabilityError for what the model does not take, ShapeError for sizes that do not fill the patches.
+        sharing: how processes share the tokens; each of them gives the whole result. Raises CapabilityError for what
+        the model does not take, ShapeError for sizes that do not fill the patches.
         """
         check_call(self.capabilities, tracks, camera, strategy)
         track, config = tracks[VIDEO], self.config
         check_patch(VIDEO, tuple(track.values.shape[2:]), config.patch)
         values = track.values if track.condition is None else torch.cat([track.values, track.condition], 1)
         dtype = self.embed.weight.dtype
-        x_BLD = self.embed(patchify(values.to(dtype), config.patch)).flatten(1, 2)
-        level_BLD, vectors_BL6D = self._modulation(self._levels(track), dtype)
+        tokens_BLV = patchify(values.to(dtype), config.patch).flatten(1, 2)
+        share = sharing.of(tokens_BLV.shape[1])
+        x_BLD = self.embed(share.split(tokens_BLV))
+        level_BLD, vectors_BL6D = self._modulation(share.split(self._levels(track)), dtype)
         text = text if text.prepared else self.prepare(text)
-        table = self._table(values.shape, values.device)
+        table = share.split_table(self._table(values.shape, values.device))
         for block, memory in zip(self.blocks, self._memories(text), strict=True):
-            x_BLD = run_layer(self.gradient_checkpointing, block, x_BLD, vectors_BL6D, memory, table)
+            x_BLD = run_layer(self.gradient_checkpointing, block, x_BLD, vectors_BL6D, memory, table, share.attend)
         shift, scale = (self.head_offsets.float() + level_BLD.float().unsqueeze(-2)).unbind(-2)
-        out = self.head(modulate(layer_norm(x_BLD, config.eps), shift, scale).to(dtype))
+        out = share.join(self.head(modulate(layer_norm(x_BLD, config.eps), shift, scale).to(dtype)))
         shape = (len(values), config.out_channels, *values.shape[2:])
         return {VIDEO: unpatchify(out, config.patch, shape, channels_last=True).to(track.values.dtype)}
 

@@ -18,7 +18,7 @@ from vitascope.core.shapes import VideoStrides, check_frames, check_latents
 from vitascope.models.codecs.wan.config import WanCodecConfig
 from vitascope.nn.causal_conv import CausalConv3d, TailCache
 from vitascope.nn.resnet import ChannelNorm, ResidualBlock
-from vitascope.ops.attention import attend
+from vitascope.ops.attention import Attend, attend
 
 EPS = 1e-24
 """The norms of this codec divide by the length of a cell's vector, whatever it is."""
@@ -33,10 +33,11 @@ class FrameAttention(nn.Module):
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = nn.Linear(channels, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, read: Attend = attend) -> Tensor:
+        """read: how the cells read each other; those of a frame may be shared by processes."""
         cells = self.norm(x).flatten(0, 1).flatten(1, 2)
         q, k, v = self.qkv(cells).unsqueeze(-2).chunk(3, -1)
-        return x + self.out(attend(q, k, v).squeeze(-2)).view_as(x)
+        return x + self.out(read(q, k, v).squeeze(-2)).view_as(x)
 
 
 class Halve(nn.Module):
