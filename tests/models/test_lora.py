@@ -33,7 +33,7 @@ from vitascope.models.mochi.model import MochiDenoiser
 from vitascope.models.wan.config import WanConfig
 from vitascope.models.wan.keys import diffusers_keys as wan_keys
 from vitascope.models.wan.model import WanDenoiser
-from vitascope.nn.low_rank import LowRankLinear
+from vitascope.nn.low_rank import Branch, LowRankLinear
 from vitascope.nn.precision import store_matrices
 from vitascope.weights.checkpoint import load_into
 from vitascope.weights.keys import convert
@@ -166,7 +166,7 @@ FAMILY = {
 each_family = pytest.mark.parametrize("name", FAMILY)
 
 
-def models(name: str) -> tuple[nn.Module, nn.Module]:
+def models(name: str) -> tuple[Any, nn.Module]:
     """Theirs and ours, with the same random weights."""
     family = FAMILY[name]
     torch.manual_seed(0)
@@ -206,7 +206,7 @@ class Factors:
         return (self.alpha / len(self.down) * product).reshape(len(self.up), *self.down.shape[1:])
 
 
-def factors_for(name: str, theirs: nn.Module, seed: int = 0) -> dict[str, Factors]:
+def factors_for(name: str, theirs: Any, seed: int = 0) -> dict[str, Factors]:
     """A pair for every layer, of ranks 1 to 4; of kernels the first is a kernel too."""
     made = {}
     for index, layer in enumerate(FAMILY[name].layers):
@@ -216,7 +216,7 @@ def factors_for(name: str, theirs: nn.Module, seed: int = 0) -> dict[str, Factor
     return made
 
 
-def add_by_hand(theirs: nn.Module, factors: dict[str, Factors], scale: float) -> None:
+def add_by_hand(theirs: Any, factors: dict[str, Factors], scale: float) -> None:
     for layer, pair in factors.items():
         theirs.get_submodule(layer).weight.add_(scale * pair.delta())
 
@@ -263,8 +263,10 @@ def same_bits(model: nn.Module, before: dict[str, Tensor]) -> bool:
 STYLES = ("diffusers", "peft", "bare", "comfy", "kohya", "kohya of diffusers", "fun")
 
 
-@each_family
-@pytest.mark.parametrize("style", STYLES)
+NAMED = [(name, style) for name in ("wan", "ltx", "mochi") for style in STYLES]
+
+
+@pytest.mark.parametrize(("name", "style"), [*NAMED, ("wan image", "diffusers"), ("wan image", "comfy")])
 def test_every_way_of_naming_gives_the_sum_of_the_definition(name: str, style: str, tmp_path: Path) -> None:
     theirs, ours = models(name)
     track, text = inputs(name)
@@ -317,8 +319,15 @@ def randomised(theirs: nn.Module, seed: int = 0) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*invalid shape")  # PEFT, of biases
-@each_family
-@pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"lora_bias": True, "lora_alpha": 2}])
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        *((name, {}) for name in FAMILY),
+        ("wan", {"use_rslora": True}),
+        ("mochi", {"use_rslora": True}),
+        *((name, {"lora_bias": True, "lora_alpha": 2}) for name in ("wan image", "ltx", "mochi")),
+    ],
+)
 def test_adapters_that_diffusers_saves(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
     """With ranks, alphas and patterns of both in the head of the file."""
     theirs, ours = models(name)
@@ -359,10 +368,9 @@ def test_files_that_pipelines_of_diffusers_save(tmp_path: Path) -> None:
     theirs, ours = models("wan")
     theirs.add_adapter(config_of("wan"))
     randomised(theirs)
-    peft_config: Any = theirs.peft_config["default"]
-    WanPipeline.save_lora_weights(
-        tmp_path, get_peft_model_state_dict(theirs), transformer_lora_adapter_metadata=peft_config.to_dict()
-    )
+    layers: Any = get_peft_model_state_dict(theirs)
+    metadata = theirs.peft_config["default"].to_dict()
+    WanPipeline.save_lora_weights(tmp_path, layers, transformer_lora_adapter_metadata=metadata)
     track, text = inputs("wan")
     LoraStack(ours).set([(read_lora(tmp_path), 1.0)])
     assert error(ours({"video": track}, text)["video"], wan_prediction(theirs, track, text)) < 1e-4
@@ -524,7 +532,8 @@ def test_our_own_names_and_a_model_without_tables(tmp_path: Path) -> None:
     for name in names:
         shape = ours.state_dict()[name].shape
         stem = name.removesuffix(".weight")
-        tensors |= {f"{stem}.lora_A.weight": torch.randn(2, *shape[1:]), f"{stem}.lora_B.weight": torch.randn(shape[0], 2)}
+        tensors[f"{stem}.lora_A.weight"] = torch.randn(2, *shape[1:])
+        tensors[f"{stem}.lora_B.weight"] = torch.randn(shape[0], 2)
     lora, before, stack = written(tmp_path, tensors), bits(ours), LoraStack(ours)
     stack.set([(lora, 0.5)])
     for name in names:
@@ -548,6 +557,37 @@ def test_without_keeping_the_weights_there_is_no_way_back(tmp_path: Path) -> Non
     for again in (stack.remove, lambda: stack.set([(lora, 2.0)])):
         with pytest.raises(CapabilityError, match="merged without keeping the weights: load the model again"):
             again()
+
+
+def test_a_fault_half_way_leaves_the_model_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs, ours = models("wan")
+    before, made = bits(ours), list[Branch]()
+    tensors = styled("wan", factors_for("wan", theirs), "comfy") | {"blocks.0.norm3.diff": torch.ones(24)}
+
+    def failing(*given: Any) -> Branch:
+        if len(made) == 3:
+            raise MemoryError
+        made.append(Branch(*given))
+        return made[-1]
+
+    monkeypatch.setattr("vitascope.models.lora.Branch", failing)
+    with pytest.raises(MemoryError):
+        LoraStack(ours).set([(written(tmp_path, tensors), 1.0)], merged=False)
+    assert same_bits(ours, before)
+    assert not any(isinstance(part, LowRankLinear) for part in ours.modules())
+
+
+def test_what_is_done_to_the_weights_beside_a_lora_stays(tmp_path: Path) -> None:
+    theirs, ours = models("ltx")
+    stack = LoraStack(ours)
+    stack.set([(written(tmp_path, styled("ltx", factors_for("ltx", theirs), "comfy")), 1.0)], merged=False)
+    ours.double().train()
+    embed: Any = ours.get_submodule("embed")
+    embed.weight = nn.Parameter(torch.ones_like(embed.weight))
+    stack.remove()
+    assert all(value.dtype == torch.float64 for value in ours.state_dict().values())
+    assert ours.state_dict()["embed.weight"].eq(1).all()
+    assert all(part.training for part in ours.modules())
 
 
 def refused(tensors: dict[str, Tensor], folder: Path, name: str = "wan") -> str:
@@ -581,7 +621,8 @@ def test_a_lora_for_another_model_is_refused_by_its_names(other: str, style: str
     ],
 )
 def test_models_that_are_not_ours_are_told_by_their_names(layer: str, model: str, tmp_path: Path) -> None:
-    pair = {f"transformer.{layer}.lora_A.weight": torch.ones(2, 4), f"transformer.{layer}.lora_B.weight": torch.ones(4, 2)}
+    stem = f"transformer.{layer}"
+    pair = {f"{stem}.lora_A.weight": torch.ones(2, 4), f"{stem}.lora_B.weight": torch.ones(4, 2)}
     message = refused(pair, tmp_path)
     assert f"1 of its 1 updates have no place there ({layer})" in message
     assert model in message
@@ -593,7 +634,8 @@ def test_a_lora_for_another_variant_or_size_is_refused(tmp_path: Path) -> None:
     message = refused(styled("wan image", factors_for("wan image", theirs), "comfy"), tmp_path)
     assert "2 of its 14 updates have no place there (blocks.1.cross_attn.v_img, img_emb.proj.1)" in message
     assert message.endswith("; the others fit: it is for another variant of wan")
-    pair = {"blocks.0.self_attn.q.lora_A.weight": torch.ones(2, 48), "blocks.0.self_attn.q.lora_B.weight": torch.ones(48, 2)}
+    stem = "blocks.0.self_attn.q"
+    pair = {f"{stem}.lora_A.weight": torch.ones(2, 48), f"{stem}.lora_B.weight": torch.ones(48, 2)}
     message = refused(pair, tmp_path)
     assert "made for another size" in message
     assert "1 of its 1 updates have other shapes (blocks.0.self_attn.q (48, 48) for (24, 24))" in message

@@ -18,8 +18,8 @@ from vitascope.core.errors import CapabilityError, CheckpointError, InputError
 from vitascope.models.lora import LoraStack
 from vitascope.tasks.generate import generate
 from vitascope.tasks.load import load_pipeline
-from vitascope.tasks.lora import apply_loras, parse_lora
 from vitascope.tasks.long import generate_any_length
+from vitascope.tasks.lora import apply_loras, parse_lora
 from vitascope.tasks.pipeline import Pipeline
 from vitascope.tasks.request import GenerateRequest
 

@@ -22,7 +22,8 @@ DOWN, UP = torch.arange(6.0).reshape(2, 3), torch.arange(8.0).reshape(4, 2)
 
 def read(folder: Path, tensors: dict[str, Tensor], settings: Any = None) -> Lora:
     metadata = {"format": "pt"} if settings is None else {METADATA_KEY: json.dumps(settings)}
-    save_file({name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}, folder / "x.safetensors", metadata)
+    own = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    save_file(own, folder / "x.safetensors", metadata)
     return read_lora(folder / "x.safetensors")
 
 
@@ -36,7 +37,15 @@ def only(lora: Lora) -> LowRank:
     return update
 
 
-PREFIXES = ("", "transformer.", "diffusion_model.", "model.diffusion_model.", "base_model.model.", "pipe.dit.", "model.")
+PREFIXES = (
+    "",
+    "transformer.",
+    "diffusion_model.",
+    "model.diffusion_model.",
+    "base_model.model.",
+    "pipe.dit.",
+    "model.",
+)
 ENDINGS = (
     ("lora_A.weight", "lora_B.weight"),
     ("lora_A.default.weight", "lora_B.default.weight"),
@@ -152,7 +161,9 @@ def test_settings_that_do_not_fit_are_refused(extra: dict[str, Any], message: st
 
 def test_alpha_said_twice_must_agree(tmp_path: Path) -> None:
     assert only(read(tmp_path, pair() | {"a.b.alpha": torch.tensor(3.0)}, SETTINGS)).scale == 1.5
-    with pytest.raises(CheckpointError, match="a.b has alpha 4, the settings say 3"):
+    rounded = torch.tensor(0.3, dtype=torch.bfloat16)
+    assert only(read(tmp_path, pair() | {"a.b.alpha": rounded}, SETTINGS | {"lora_alpha": 0.3})).scale == 0.15
+    with pytest.raises(CheckpointError, match=r"a\.b has alpha 4, the settings say 3"):
         read(tmp_path, pair() | {"a.b.alpha": torch.tensor(4.0)}, SETTINGS)
 
 
@@ -207,7 +218,9 @@ def test_what_is_no_plain_lora_is_refused_in_one_line(name: str, tmp_path: Path)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("prefix", ["text_encoder.", "text_encoder_2.", "text_encoders.t5.", "lora_te_", "lora_te1_", "te."])
+@pytest.mark.parametrize(
+    "prefix", ["text_encoder.", "text_encoder_2.", "text_encoders.t5.", "lora_te_", "lora_te1_", "te."]
+)
 def test_tensors_for_the_text_encoder_are_counted(prefix: str, tmp_path: Path) -> None:
     lora = read(tmp_path, pair() | pair(f"{prefix}a"))
     assert set(lora.updates) == {Target("a.b")}
@@ -215,7 +228,7 @@ def test_tensors_for_the_text_encoder_are_counted(prefix: str, tmp_path: Path) -
 
 
 def test_files_and_folders_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no checkpoint at .*nothing"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint at .*nothing"):
         read_lora(tmp_path / "nothing.safetensors")
     with pytest.raises(CheckpointError, match=r"holds no LoRA: no adapter_model\.safetensors or pytorch_lora"):
         read_lora(tmp_path)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vitascope.core.errors import CheckpointError
 from vitascope.weights.keys import Drop, Flatten, Fuse, KeyTable, Rename, Split, Squeeze, Swap, convert
-from vitascope.weights.lora import Difference, Lora, LowRank, Target
+from vitascope.weights.lora import Difference, Lora, LowRank, Target, Update
 from vitascope.weights.lora_fit import Layout, Part, fit
 
 TABLE: KeyTable = (
@@ -58,11 +58,11 @@ def test_an_update_read_is_the_update_of_what_is_read(names: list[str], rank: in
     updates = {name: update_of(name, rank, whole) for name in names}
     theirs = {name: torch.zeros(shape) for name, shape in LAYOUT.shapes.items()}
     theirs |= {name: update.delta(CPU) for name, update in updates.items()}
-    targets = {
-        Target(name.removesuffix(".weight").removesuffix(".bias"), "bias" if name.endswith(".bias") else "weight"): update
-        for name, update in updates.items()
-    }
-    found = total(fit(Lora("x", dict(targets)), {"only": LAYOUT}, "the model"))
+    targets: dict[Target, Update] = {}
+    for name, update in updates.items():
+        leaf = "bias" if name.endswith(".bias") else "weight"
+        targets[Target(name.removesuffix(f".{leaf}"), leaf)] = update
+    found = total(fit(Lora("x", targets), {"only": LAYOUT}, "the model"))
     for name, expected in convert(TABLE, theirs).items():
         torch.testing.assert_close(found[name], expected)
 
@@ -129,6 +129,13 @@ def test_underscores_are_resolved_by_the_names_that_there_are() -> None:
     lora = Lora("file", {Target("a_b_c", flat=True): Difference(torch.ones(2, 2))})
     with pytest.raises(CheckpointError, match=r"a_b_c may stand for a\.b_c\.weight or a_b\.c\.weight"):
         fit(lora, {"only": unclear}, "the model")
+
+
+def test_one_tensor_by_two_names_is_refused() -> None:
+    update = Difference(torch.ones(4, 5))
+    lora = Lora("file", {Target("b_1.q"): update, Target("b_1_q", flat=True): update})
+    with pytest.raises(CheckpointError, match=r"file adds to b_1\.q\.weight twice: b_1\.q and b_1_q"):
+        fit(lora, {"only": LAYOUT}, "the model")
 
 
 def test_the_layout_is_the_one_that_knows_all_names() -> None:

@@ -9,7 +9,7 @@ pays for them.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -74,13 +74,13 @@ class LoraStack:
                 raise InputError(f"the scale of a LoRA must be a number, got {scale} for {lora.label}")
             for part in self._fit(lora):
                 by_name.setdefault(part.name, []).append(Scaled(part, scale))
-        self._check(by_name)
+        tensors = self._tensors(by_name)
         self.remove()
         try:
             for name, parts in by_name.items():
                 aside = [not merged and self._may_stand_beside(scaled.part) for scaled in parts]
-                self._merge(name, [scaled for scaled, beside in zip(parts, aside, strict=True) if not beside])
-                self._stand_beside(name, [scaled for scaled, beside in zip(parts, aside, strict=True) if beside])
+                self._merge(name, tensors[name], [p for p, beside in zip(parts, aside, strict=True) if not beside])
+                self._stand_beside(name, [p for p, beside in zip(parts, aside, strict=True) if beside])
         except BaseException:
             if self._keep:
                 self.remove()
@@ -107,21 +107,22 @@ class LoraStack:
         family = family_of(self._model)
         return fit(lora, self._layouts, f"this model of the family {family}", lambda lora, n: _hint(lora, n, family))
 
-    def _check(self, by_name: Mapping[str, Sequence[Scaled]]) -> None:
+    def _tensors(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """All tensors of the model; those of these names must be such that something can be added to them."""
         tensors = self._model.state_dict(keep_vars=True)
-        for name in by_name:
+        for name in names:
             if not tensors[name].is_floating_point() or tensors[name].is_meta:
                 raise CapabilityError(f"a LoRA cannot be added to {name}: its weights are quantised or not loaded")
+        return tensors
 
     def _may_stand_beside(self, part: Part) -> bool:
         layer, _, leaf = part.name.rpartition(".")
         plain = type(self._model.get_submodule(layer)) is nn.Linear
         return isinstance(part.update, LowRank) and leaf == "weight" and plain
 
-    def _merge(self, name: str, parts: Sequence[Scaled]) -> None:
+    def _merge(self, name: str, tensor: Tensor, parts: Sequence[Scaled]) -> None:
         if not parts:
             return
-        tensor = self._model.state_dict(keep_vars=True)[name]
         if self._keep:
             self._kept[name] = tensor.detach().to("cpu", copy=True)
         else:
@@ -203,4 +204,3 @@ def _hint(lora: Lora, fitting: int, family: str) -> str:
     if like and like != family:
         return f"; it looks like one for {like}"
     return f"; the others fit: it is for another variant of {family}" if fitting else ""
-

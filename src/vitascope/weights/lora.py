@@ -52,7 +52,7 @@ _TEXT_ENCODER = re.compile(r"(base_model\.model\.)?(text_encoders?(_\d+)?[._]|lo
 
 @dataclass(frozen=True)
 class LowRank:
-    """`scale` * up @ down. down: (r, *inputs), as wide as the layer's weight; up: (outputs, r). In the dtype of the file."""
+    """`scale` * up @ down, in the dtype of the file. down: (r, *inputs), as the layer's weight; up: (outputs, r)."""
 
     down: Tensor
     up: Tensor
@@ -199,8 +199,9 @@ def _updates(
             found.append((Target(layer, "bias", flat), Difference(tensors["up_bias"].float() * pair.scale)))
     elif lone := [role for role in ("alpha", "up_bias") if role in tensors]:
         raise CheckpointError(f"{label}: {layer} has {lone[0]} without a pair of factors")
-    leaves = {"diff": "weight", "diff_b": "bias", "diff_m": "modulation"}
-    found += [(Target(layer, leaf, flat), Difference(tensors[role])) for role, leaf in leaves.items() if role in tensors]
+    for role, leaf in (("diff", "weight"), ("diff_b", "bias"), ("diff_m", "modulation")):
+        if role in tensors:
+            found.append((Target(layer, leaf, flat), Difference(tensors[role])))
     return found
 
 
@@ -219,8 +220,6 @@ def _pair(layer: str, tensors: Mapping[str, Tensor], settings: LoraSettings | No
         if given.numel() != 1 or given.is_complex() or not isfinite(float(given)):
             raise CheckpointError(f"{label}: alpha of {layer} is no number: {given.flatten()[:3].tolist()}")
         alpha = float(given)
-    if settings is not None:
-        scale = settings.scale(layer, rank, alpha)
-    else:
-        scale = 1.0 if alpha is None else alpha / rank
-    return LowRank(down, up.flatten(1), scale)
+    if settings is None:
+        settings = LoraSettings(rank, float(rank) if alpha is None else alpha)
+    return LowRank(down, up.flatten(1), settings.scale(layer, rank, alpha))

@@ -1,7 +1,8 @@
 """The updates of a LoRA carried over to our tensors, through the key tables that checkpoints are read by.
 
 A rule of a table moves rows or gives rows another shape (`Rule.acts_on`). An update of one of several of their layers
-that make one of ours is then an update of some of its rows: which ones is found by sending row numbers through the rule.
+that make one of ours is then an update of some of its rows; which ones is found by sending row numbers through the
+rule.
 """
 
 from __future__ import annotations
@@ -91,9 +92,9 @@ def fit(
     """All that a LoRA adds to a model, under the layout whose names it uses.
 
     what: the model, in messages; `hint(lora, how many updates fit)` ends the message about names that do not. Raises
-    CheckpointError for names that no layout has, or that stand for several tensors, and for other shapes.
+    CheckpointError for names that no layout has, that stand for several tensors or for one twice, and for other shapes.
     """
-    targets = [target for target in lora.updates]
+    targets = list(lora.updates)
     unknown = {
         key: [target for target in targets if not layout.find(target) and not layout.drops(target)]
         for key, layout in layouts.items()
@@ -105,11 +106,15 @@ def fit(
             f"({few(_said(target) for target in left)}){hint(lora, len(targets) - len(left))}"
         )
     layout, parts, wrong = layouts[best], list[Part](), list[str]()
+    taken = dict[str, Target]()
     for target, update in lora.updates.items():
         names = layout.find(target)
         if len(names) > 1:
             raise CheckpointError(f"{lora.label}: {target.layer} may stand for {' or '.join(names)}")
         for name in names:
+            if name in taken:
+                raise CheckpointError(f"{lora.label} adds to {name} twice: {taken[name].layer} and {target.layer}")
+            taken[name] = target
             shaped = _shaped(update, layout.shapes[name])
             if shaped is None or (isinstance(shaped, LowRank) and not layout.takes_factors(name)):
                 wrong.append(f"{_said(target)} {_sizes(update)} for {tuple(layout.shapes[name])}")

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import isfinite, sqrt
+from math import isclose, isfinite, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class LoraSettings:
         if said != rank:
             raise CheckpointError(f"{self.label}: {layer} has rank {rank}, the settings say {said}")
         own = self.alpha_pattern.get(_pattern(self.alpha_pattern, layer), self.alpha)
-        if alpha is not None and alpha != own:
+        if alpha is not None and not isclose(alpha, own, rel_tol=2**-7):  # it may have been rounded to bf16
             raise CheckpointError(f"{self.label}: {layer} has alpha {alpha:g}, the settings say {own:g}")
         return own / (sqrt(rank) if self.by_root else rank)
 
@@ -97,7 +97,8 @@ def settings_from(values: Mapping[str, Any], label: str) -> LoraSettings:
         raise CheckpointError(
             f"{label}: init_lora_weights {start!r} changes the model itself; convert it to a plain LoRA with PEFT"
         )
-    rank, alpha = values.get("r"), values.get("lora_alpha")
+    rank: Any = values.get("r")
+    alpha: Any = values.get("lora_alpha")
     ranks, alphas = values.get("rank_pattern") or {}, values.get("alpha_pattern") or {}
     for what, given in (("rank_pattern", ranks), ("alpha_pattern", alphas)):
         if not isinstance(given, Mapping):
