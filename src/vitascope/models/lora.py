@@ -49,7 +49,7 @@ class Scaled:
 
 
 class LoraStack:
-    """The LoRAs of one model.
+    """The LoRAs of one model, which has one stack at a time.
 
     keep: hold what is merged into, so that LoRAs can be changed and removed; without it, `set` works once and merging
     takes no memory. Texts that the model prepared before a change do not fit it after.
@@ -62,7 +62,7 @@ class LoraStack:
         self._replaced: dict[str, nn.Linear] = {}
 
     def set(self, loras: Sequence[tuple[Lora, float]], *, merged: bool = True) -> None:
-        """Make these LoRAs, each times its scale, the only ones of the model; their order makes no difference.
+        """Make these LoRAs, each times its scale, the only ones of the model.
 
         merged: into the weights, or beside them. Whole differences, and updates of what is no linear map, are merged in
         both cases. Raises CheckpointError for a LoRA that does not fit, InputError for a scale that is no number,
@@ -118,7 +118,7 @@ class LoraStack:
     def _may_stand_beside(self, part: Part) -> bool:
         layer, _, leaf = part.name.rpartition(".")
         plain = type(self._model.get_submodule(layer)) is nn.Linear
-        return isinstance(part.update, LowRank) and leaf == "weight" and plain
+        return isinstance(part.update, LowRank) and bool(layer) and leaf == "weight" and plain
 
     def _merge(self, name: str, tensor: Tensor, parts: Sequence[Scaled]) -> None:
         if not parts:
@@ -168,20 +168,20 @@ def layouts_of(model: nn.Module) -> dict[str, Layout]:
     return {name: Layout(table, shapes) for name, table in tables.items()}
 
 
-def looks_like(lora: Lora) -> str:
-    """The model that a LoRA seems to be for, by the names of its layers; an empty string where that cannot be told."""
+def looks_like(lora: Lora) -> list[str]:
+    """The models that a LoRA seems to be for, by the names of its layers; none where that cannot be told."""
     layers = {_signature(target.layer) for target in lora.updates}
     for part, name in _OTHERS.items():
         if any(part in layer for layer in layers):
-            return name
-    best, most = "", len(layers) / 2
+            return [name]
+    hits: dict[str, int] = {}
     denoisers = {name: family for name, family in FAMILIES.items() if ".codecs." not in family.model}
     for family, places in denoisers.items():
         tables = _tables(places.model.partition(":")[0], named(places.config))
         names = (name for table in tables.values() for rule in table for name in (*rule.theirs, *rule.ours))
-        if (hits := len(layers & {_signature(name.rpartition(".")[0]) for name in names})) > most:
-            best, most = family, hits
-    return best
+        hits[family] = len(layers & {_signature(name.rpartition(".")[0]) for name in names})
+    most = max(hits.values())
+    return [family for family, count in hits.items() if count == most > len(layers) / 2]
 
 
 def _tables(module: str, config: Callable[[], Any]) -> dict[str, KeyTable]:
@@ -201,6 +201,6 @@ def _signature(layer: str) -> str:
 def _hint(lora: Lora, fitting: int, family: str) -> str:
     """What to say of a LoRA of which `fitting` updates have a place in a model."""
     like = looks_like(lora)
-    if like and like != family:
-        return f"; it looks like one for {like}"
+    if like and family not in like:
+        return f"; it looks like one for {' or '.join(like)}"
     return f"; the others fit: it is for another variant of {family}" if fitting else ""

@@ -45,7 +45,7 @@ def apply_loras(
     stack: LoraStack | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> Pipeline:
-    """The pipeline with LoRAs, FILE[:SCALE] each, in its denoiser: all of them at once, in any order.
+    """The pipeline with LoRAs, FILE[:SCALE] each, in its denoiser: all of them at once.
 
     The denoiser itself is changed, so `pipeline` is not to be used until they are removed: give a `stack` made for its
     denoiser, and after `stack.remove()` it is as it was. Without one nothing is kept to go back to, which saves the
