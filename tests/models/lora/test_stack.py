@@ -14,8 +14,6 @@ from vitascope.core.errors import CapabilityError, CheckpointError, InputError
 from vitascope.models import FAMILIES
 from vitascope.models.lora import LoraStack, family_of, looks_like
 from vitascope.models.ltx.model import LTXDenoiser
-from vitascope.models.wan.config import WanConfig
-from vitascope.models.wan.model import WanDenoiser
 from vitascope.nn.low_rank import Branch, LowRankLinear
 from vitascope.nn.precision import store_matrices
 from vitascope.weights.keys import convert
@@ -206,9 +204,8 @@ def test_models_that_are_not_ours_are_told_by_their_names(lab: Any, layer: str, 
     message = refused(lab, pair, tmp_path)
     assert f"1 of its 1 updates have no place there ({layer})" in message
     assert model in message
-    assert (
-        looks_like(Lora("file", {Target("something.else"): lab.written(tmp_path, pair).updates[Target(layer)]})) == []
-    )
+    update = lab.written(tmp_path, pair).updates[Target(layer)]
+    assert looks_like(Lora("file", {Target("something.else"): update})) == []
 
 
 def test_names_that_two_models_have_in_common_tell_both(lab: Any, tmp_path: Path) -> None:
@@ -243,7 +240,7 @@ def test_scales_and_weights_that_cannot_be_used_are_refused(lab: Any, tmp_path: 
         with pytest.raises(InputError, match="scale of a LoRA must be a number"):
             LoraStack(ours).set([(lora, scale)])
     with torch.device("meta"):
-        empty = WanDenoiser(WanConfig(depth=1, width=24, num_heads=2))
+        empty = lab.FAMILY["wan"].ours()
     with pytest.raises(CapabilityError, match="quantised or not loaded"):
         LoraStack(empty).set([(lora, 1.0)])
     assert family_of(ours) == "wan"
