@@ -9,7 +9,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vitascope.core.errors import CheckpointError
-from vitascope.weights.keys import Drop, Flatten, Fuse, KeyTable, Rename, Split, Squeeze, Swap, convert, plan
+from vitascope.weights import keys
+from vitascope.weights.keys import (
+    Drop,
+    Flatten,
+    Fuse,
+    KeyTable,
+    Rename,
+    Split,
+    Squeeze,
+    Swap,
+    convert,
+    is_dropped,
+    plan,
+)
 
 TABLE: KeyTable = (
     Rename("block_{n}.up.{leaf}", "layers.{n}.rise.{leaf}"),
@@ -98,3 +111,40 @@ def test_shapes_that_a_rule_cannot_take_are_told() -> None:
 def test_a_field_never_spans_a_dot() -> None:
     with pytest.raises(CheckpointError, match="unknown"):
         convert(TABLE, {"unused.a.b": torch.ones(1)})
+
+
+RULES: dict[str, tuple[Rename | Fuse | Split, list[tuple[int, ...]]]] = {
+    "Rename": (Rename("a", "b"), [(4, 3)]),
+    "Swap": (Swap("a", "b"), [(4, 3)]),
+    "Fuse": (Fuse(("a", "b"), "c", (3, 1)), [(6, 3), (2, 3)]),
+    "Split": (Split("a", ("b", "c"), (1, 2)), [(6, 3)]),
+    "Flatten": (Flatten("a", "b", (2, 1, 3)), [(4, 2, 1, 3)]),
+    "Squeeze": (Squeeze("a", "b", -2), [(4, 3, 1, 1)]),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_factors_go_through_a_rule_as_it_says(name: str) -> None:
+    """read(up @ down) is read(up) @ down where a rule moves rows, and up @ read(down) where it reshapes them."""
+    rule, shapes = RULES[name]
+    ups = [torch.randn(shape[0], 5) for shape in shapes]
+    down = torch.randn(5, *shapes[0][1:])  # the same for all, as the products are stacked
+    whole = rule.read([torch.einsum("or,r...->o...", up, down) for up in ups])
+    if rule.acts_on == "rows":
+        parts = [up @ down.flatten(1) for up in rule.read(ups)]
+    else:
+        parts = [ups[0] @ rule.read([down])[0].flatten(1)]
+    for product, part in zip(whole, parts, strict=True):
+        torch.testing.assert_close(product.flatten(1), part)
+
+
+def test_every_kind_of_rule_says_what_it_acts_on() -> None:
+    """A new one must be put into RULES, or shown here to take no factors."""
+    kinds = {name: kind for name, kind in vars(keys).items() if isinstance(kind, type) and hasattr(kind, "acts_on")}
+    assert set(kinds) == {*RULES, "Drop"}
+    assert Squeeze("a", "b", 1).acts_on == Drop("a").acts_on == "whole"
+
+
+def test_dropped_names() -> None:
+    assert is_dropped(TABLE, "unused.thing")
+    assert not is_dropped(TABLE, "gamma")

@@ -89,10 +89,12 @@ def resolve(pipeline: Pipeline, request: GenerateRequest) -> GenerateRequest:
 
 
 def recipe_of(pipeline: Pipeline, request: GenerateRequest) -> dict[str, Any]:
-    """What a clip was made with, as JSON values: settings as resolved, model and the fingerprint of its weights."""
+    """What a clip was made with, as JSON values: settings as resolved, model, LoRAs if it has any, and the fingerprint
+    of its weights."""
     settings = resolve(pipeline, request).settings()
     precision = next(name for name, dtype in PRECISIONS.items() if dtype == pipeline.precision)
-    return {**settings, "model": pipeline.name, "weights": pipeline.fingerprint, "precision": precision}
+    made_with = {"model": pipeline.name, "weights": pipeline.fingerprint, "precision": precision}
+    return {**settings, **made_with, **({"loras": list(pipeline.loras)} if pipeline.loras else {})}
 
 
 def _shared(request: GenerateRequest) -> tuple[object, ...]:

@@ -59,7 +59,8 @@ class Pipeline:
     """Models on one device with one precision; `patch` is rows and columns of latents that a video token covers.
 
     audio_codec: None where the model makes pictures without sound. image_encoder: of models that read pictures as they
-    read text; num_pictures: the first alone, or the first and the last.
+    read text; num_pictures: the first alone, or the first and the last. loras: in the denoiser, FILE:SCALE each; the
+    fingerprint is then also of them.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Pipeline:
     fingerprint: str = ""
     image_encoder: ImageEncoder | None = None
     num_pictures: int = 1
+    loras: tuple[str, ...] = ()
 
     def check_format(self, fmt: ClipFormat) -> None:
         """Raise ShapeError, naming the nearest valid values, unless clips of this format can be made."""

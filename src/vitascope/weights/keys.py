@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +19,10 @@ from vitascope.core.errors import CheckpointError
 
 LEAVES = ("weight", "bias")
 """What a linear map or a convolution holds."""
+Axes = Literal["rows", "columns", "whole"]
+"""What `read` of a rule acts on. rows: it moves rows (first axis) to other places, whatever a row holds. columns: it
+gives every row another shape, however many rows there are. whole: neither. A product up @ down of two factors is read
+as read(up) @ down where rows are moved, as up @ read(down) where columns are."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,10 @@ class Rename:
         """Ours to theirs."""
         return list(tensors)
 
+    @property
+    def acts_on(self) -> Axes:
+        return "rows"
+
 
 @dataclass(frozen=True)
 class Swap(Rename):
@@ -67,6 +76,10 @@ class Flatten(Rename):
     def write(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         return [tensor.unflatten(1, self.shape) for tensor in tensors]
 
+    @property
+    def acts_on(self) -> Axes:
+        return "columns"
+
 
 @dataclass(frozen=True)
 class Squeeze(Rename):
@@ -83,6 +96,10 @@ class Squeeze(Rename):
     def write(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         ones = (1,) * abs(self.axes)
         return [t.reshape((*ones, *t.shape) if self.axes > 0 else (*t.shape, *ones)) for t in tensors]
+
+    @property
+    def acts_on(self) -> Axes:
+        return "whole" if self.axes > 0 else "columns"
 
 
 @dataclass(frozen=True)
@@ -103,6 +120,10 @@ class Fuse:
     def write(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         return _cut(tensors[0], self.parts or (1,) * len(self.theirs), self.ours_name)
 
+    @property
+    def acts_on(self) -> Axes:
+        return "rows"
+
 
 @dataclass(frozen=True)
 class Split:
@@ -122,6 +143,10 @@ class Split:
     def write(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         return [torch.cat(list(tensors))]
 
+    @property
+    def acts_on(self) -> Axes:
+        return "rows"
+
 
 @dataclass(frozen=True)
 class Drop:
@@ -139,6 +164,10 @@ class Drop:
 
     def write(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         return []
+
+    @property
+    def acts_on(self) -> Axes:
+        return "whole"
 
 
 Rule = Rename | Fuse | Split | Drop
@@ -203,6 +232,11 @@ def _check(moves: Sequence[Move], given: Sequence[str], unknown: Sequence[str], 
     ]
     if problems:
         raise CheckpointError(f"the tensors of {label} do not fit: {'; '.join(problems)}")
+
+
+def is_dropped(table: KeyTable, name: str) -> bool:
+    """Whether a tensor of that name (theirs) says nothing that the model needs."""
+    return any(isinstance(rule, Drop) and _expression(rule.theirs_name).fullmatch(name) for rule in table)
 
 
 class _Finder:
