@@ -15,7 +15,8 @@ from torch import nn
 
 from vitascope.core.errors import CheckpointError, InputError
 from vitascope.models import FAMILIES, named
-from vitascope.nn.precision import matrix_names
+from vitascope.models.offload.stores import FileStore
+from vitascope.nn.precision import matrix_names, store_matrices
 from vitascope.weights.foreign import read_object
 from vitascope.weights.sources import SafetensorsSource, TensorSource, open_source
 from vitascope.weights.streaming import load_streaming
@@ -83,6 +84,18 @@ def load_published(
     source = open_source(folder, variant=variant)
     fill(model, source, named(part.keys)(config), device=device, dtype=dtype, report=report)
     return model
+
+
+def bare_published(
+    folder: Path, classes: Sequence[str], dtype: torch.dtype = torch.float32, variant: str = ""
+) -> tuple[nn.Module, FileStore]:
+    """The model of `load_published` on the meta device, and where its weights are. Raises CheckpointError."""
+    part, config = read_config(folder, classes)
+    with torch.device("meta"):
+        model = named(FAMILIES[part.family].model)(config)
+        store_matrices(model, dtype)
+    source = open_source(folder, variant=variant)
+    return model.eval().requires_grad_(False), FileStore(model.state_dict(), source, named(part.keys)(config))
 
 
 def fill(

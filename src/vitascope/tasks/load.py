@@ -15,12 +15,15 @@ import vitascope
 from vitascope.core.errors import CheckpointError, InputError, VitascopeError, choice
 from vitascope.core.shapes import latent_frames
 from vitascope.diffusion.paths import RectifiedFlow
-from vitascope.models import build_model
+from vitascope.models import FAMILIES, build_model
+from vitascope.models.offload.stores import FileStore, same_names
 from vitascope.nn.precision import store_matrices
+from vitascope.tasks.fitting import MemoryLimit, fit_parts
 from vitascope.tasks.pipeline import PRECISIONS, Defaults, Pipeline
 from vitascope.tasks.published import FOLDERS, INDEX, is_published, load_published_pipeline
-from vitascope.weights.checkpoint import file_digest, load_checkpoint
+from vitascope.weights.checkpoint import Checkpoint, file_digest, load_checkpoint, read_head
 from vitascope.weights.config import config_from_dict
+from vitascope.weights.sources import open_source
 from vitascope.weights.hub import fetch, is_hub_name
 
 POCKET = "pocket"
@@ -36,29 +39,43 @@ _SETTINGS = "pipeline.json"
 
 
 def load_pipeline(
-    model: str = POCKET, device: str = "auto", precision: str = "auto", *, text_cache: Path | None = None
+    model: str = POCKET,
+    device: str = "auto",
+    precision: str = "auto",
+    *,
+    text_cache: Path | None = None,
+    memory: MemoryLimit | None = None,
 ) -> Pipeline:
     """The pipeline of a folder, ours or as diffusers writes it, of a model of the hub (OWNER/NAME or
     OWNER/NAME@REVISION), or "pocket" for the one in the package.
 
     device: "cpu", "cuda", "cuda:1", or "auto" (a GPU if there is one). precision: "fp32", "bf16", or "auto" (bf16 where
     the device multiplies it faster). text_cache: where embeddings by large text encoders are kept; None
-    keeps none. Raises CheckpointError when a part is missing, damaged or of another kind.
+    keeps none. memory: a limit to keep; weights are then read when they are needed, and a clip that does not fit is
+    refused. Raises CheckpointError when a part is missing, damaged or of another kind.
     """
     place = choose_device(device)
     folder = _folder(model)
     if is_published(folder):
-        return load_published_pipeline(folder, model, place, choose_precision(precision, place), text_cache=text_cache)
+        reduced = choose_precision(precision, place)
+        return load_published_pipeline(folder, model, place, reduced, text_cache=text_cache, memory=memory)
     defaults = _defaults(folder)
     files = {name: folder / f"{name}.safetensors" for name in PARTS}
-    parts: dict[str, Any] = {name: _load_part(name, path).to(place) for name, path in files.items()}
+    stores: dict[str, FileStore] = {}
+    if memory is None:
+        parts: dict[str, Any] = {name: _load_part(name, path).to(place) for name, path in files.items()}
+    else:
+        parts = {name: _bare_part(name, path) for name, path in files.items()}
+        for name, path in files.items():
+            source = open_source(path)
+            stores[name] = FileStore(parts[name].state_dict(), source, same_names(source))
     _check_parts(folder, parts, defaults)
     reduced = choose_precision(precision, place)
     if reduced != torch.float32:
         for name in ("denoiser", "text_encoder"):
             store_matrices(parts[name], reduced)
     config = parts["denoiser"].config
-    return Pipeline(
+    pipeline = Pipeline(
         name=model,
         **parts,
         path=RectifiedFlow(),
@@ -69,6 +86,7 @@ def load_pipeline(
         audio_patch=config.audio_patch,
         fingerprint=_fingerprint(files),
     )
+    return pipeline if memory is None else fit_parts(pipeline, stores, memory)
 
 
 def _folder(model: str) -> Path:
@@ -121,10 +139,22 @@ def _defaults(folder: Path) -> Defaults:
 
 def _load_part(name: str, path: Path) -> nn.Module:
     checkpoint = load_checkpoint(path)
+    _check_family(name, path, checkpoint)
+    return build_model(checkpoint, str(path))
+
+
+def _bare_part(name: str, path: Path) -> nn.Module:
+    """On the meta device, without its weights."""
+    head = read_head(path)
+    _check_family(name, path, head)
+    with torch.device("meta"):
+        return FAMILIES[head.family].build(head.config).eval().requires_grad_(False)
+
+
+def _check_family(name: str, path: Path, checkpoint: Checkpoint) -> None:
     if checkpoint.family not in PARTS[name]:
         valid = ", ".join(PARTS[name])
         raise CheckpointError(f"{path} holds a model of family {checkpoint.family!r}; valid families: {valid}")
-    return build_model(checkpoint, str(path))
 
 
 def _check_parts(folder: Path, parts: Mapping[str, Any], defaults: Defaults) -> None:

@@ -22,9 +22,11 @@ from vitascope.diffusion.guidance import Guidance
 from vitascope.diffusion.paths import RectifiedFlow
 from vitascope.diffusion.sampling_schedule import SamplingSchedule, ShiftBySize
 from vitascope.models.image.clip.encoder import load_clip
-from vitascope.models.published import load_published
+from vitascope.models.offload.stores import FileStore
+from vitascope.models.published import bare_published, load_published
 from vitascope.models.text.t5.encoder import open_t5
 from vitascope.models.text.t5.options import T5_OPTIONS, T5Options
+from vitascope.tasks.fitting import MemoryLimit, OnDemand, fit_published
 from vitascope.tasks.pipeline import Defaults, Pipeline
 from vitascope.weights.foreign import ForeignConfig, read_object
 
@@ -138,23 +140,32 @@ def load_published_pipeline(
     *,
     variant: str = "",
     text_cache: Path | None = None,
+    memory: MemoryLimit | None = None,
 ) -> Pipeline:
     """The pipeline in a folder, its matrices in `precision`; the text encoder is loaded when a prompt asks for it.
 
     name: in messages and recipes. variant: such as "fp16", part of the weights' file names. text_cache: where
-    embeddings are kept; None keeps none. Raises CheckpointError, and CapabilityError
-    without `transformers`.
+    embeddings are kept; None keeps none. memory: a limit; weights then come when they are needed. Raises
+    CheckpointError, and CapabilityError without `transformers`.
     """
     index = read_object(folder / INDEX)
     kind = PIPELINES[choice("kind of pipeline", str(index.get("_class_name")), PIPELINES)]
     defaults = replace(kind.defaults, schedule=read_schedule(folder, kind))
     text_encoder = open_t5(folder, kind.text, cache=text_cache, dtype=precision, device=device)
-    denoiser: Any = load_published(
-        folder / "transformer", [kind.denoiser], device=device, dtype=precision, variant=variant
-    )
-    codec: Any = load_published(folder / "vae", [kind.codec], device=device, variant=variant)
+    stores: dict[str, FileStore] = {}
+    denoiser: Any
+    codec: Any
+    if memory is not None:
+        denoiser, stores["denoiser"] = bare_published(folder / "transformer", [kind.denoiser], precision, variant)
+        codec, stores["video_codec"] = bare_published(folder / "vae", [kind.codec], variant=variant)
+    else:
+        denoiser = load_published(
+            folder / "transformer", [kind.denoiser], device=device, dtype=precision, variant=variant
+        )
+        codec = load_published(folder / "vae", [kind.codec], device=device, variant=variant)
     _check_parts(folder, denoiser, codec, text_encoder.width)
-    return Pipeline(
+    clip = partial(load_clip, folder, device=device) if getattr(denoiser.config, "image_width", 0) else None
+    pipeline = Pipeline(
         name=name,
         denoiser=denoiser,
         text_encoder=text_encoder,
@@ -166,9 +177,10 @@ def load_published_pipeline(
         precision=precision,
         patch=denoiser.patch[1:],
         fingerprint=_fingerprint(folder),
-        image_encoder=load_clip(folder, device=device) if getattr(denoiser.config, "image_width", 0) else None,
+        image_encoder=None if clip is None else OnDemand(clip) if memory is not None else clip(),
         num_pictures=2 if getattr(denoiser.config, "image_positions", 0) else 1,
     )
+    return pipeline if memory is None else fit_published(pipeline, folder, stores, kind.text, memory)
 
 
 def read_schedule(folder: Path, kind: PublishedPipeline) -> SamplingSchedule:

@@ -28,7 +28,7 @@ CONFIG_KEY = "config"
 DIGEST_BYTES = 20
 _CHUNK_BYTES = 1 << 20
 
-_DTYPE_NAMES: dict[torch.dtype, str] = {
+DTYPE_NAMES: dict[torch.dtype, str] = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -42,6 +42,7 @@ _DTYPE_NAMES: dict[torch.dtype, str] = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+"""As the head of a safetensors file calls them."""
 
 
 @dataclass(frozen=True)
@@ -94,20 +95,12 @@ def load_checkpoint(path: str | Path, *, family: str | None = None, device: str 
     Raises CheckpointError if the file is missing, damaged, not a safetensors file, without a configuration, or, where
     `family` is given, of another family.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint file at {path}")
-    try:
-        with safe_open(path, framework="pt", device=device) as file:
-            metadata = dict(file.metadata() or {})
-            config = _read_config(path, metadata)
-            found = config.pop("family")
-            if family is not None and found != family:
-                raise CheckpointError(f"{path} holds a model of family {found!r}, but {family!r} is needed")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file: {_one_line(error)}") from error
-    return Checkpoint(found, config, tensors, metadata)
+    return _read(Path(path), family, device, tensors=True)
+
+
+def read_head(path: str | Path) -> Checkpoint:
+    """`load_checkpoint` without the tensors."""
+    return _read(Path(path), None, "cpu", tensors=False)
 
 
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], *, name: str = "") -> None:
@@ -187,10 +180,26 @@ def directory_digest(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def _read(path: Path, family: str | None, device: str, tensors: bool) -> Checkpoint:
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint file at {path}")
+    try:
+        with safe_open(path, framework="pt", device=device) as file:
+            metadata = dict(file.metadata() or {})
+            config = _read_config(path, metadata)
+            found = config.pop("family")
+            if family is not None and found != family:
+                raise CheckpointError(f"{path} holds a model of family {found!r}, but {family!r} is needed")
+            names = list(file.keys()) if tensors else []
+            return Checkpoint(found, config, {name: file.get_tensor(name) for name in names}, metadata)
+    except (SafetensorError, OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file: {_one_line(error)}") from error
+
+
 def _header(state_dict: Mapping[str, Tensor], metadata: dict[str, str]) -> tuple[bytes, list[str]]:
     """The JSON header, padded so that data begin at a multiple of 8, and the names in the order of their data."""
     for name, tensor in state_dict.items():
-        if tensor.dtype not in _DTYPE_NAMES:
+        if tensor.dtype not in DTYPE_NAMES:
             raise CheckpointError(f"tensor {name!r} has dtype {tensor.dtype}, which a checkpoint cannot hold")
         if tensor.is_meta or tensor.layout != torch.strided:
             raise CheckpointError(f"tensor {name!r} has no dense values to store")
@@ -201,7 +210,7 @@ def _header(state_dict: Mapping[str, Tensor], metadata: dict[str, str]) -> tuple
         tensor = state_dict[name]
         end = offset + tensor.numel() * tensor.element_size()
         entries[name] = {
-            "dtype": _DTYPE_NAMES[tensor.dtype],
+            "dtype": DTYPE_NAMES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [offset, end],
         }

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vitascope.core.errors import CheckpointError
+from vitascope.weights.plain_file import PlainFile
 
 WEIGHTS = ("diffusion_pytorch_model", "model")
 """What diffusers and transformers call the weights in a folder."""
@@ -56,15 +56,15 @@ class SafetensorsSource:
     def __init__(self, places: Mapping[str, Path], label: str) -> None:
         self.label = label
         self._places = dict(places)
-        self._files: dict[Path, Any] = {}
-        self._stack = ExitStack()
+        self._files: dict[Path, PlainFile] = {}
 
     def __enter__(self) -> SafetensorsSource:
         return self
 
     def __exit__(self, *error: object) -> None:
+        for file in self._files.values():
+            file.close()
         self._files.clear()
-        self._stack.close()
 
     def names(self) -> list[str]:
         """File by file, so that reading in this order reads each file once from front to back."""
@@ -72,13 +72,17 @@ class SafetensorsSource:
 
     def get(self, name: str) -> Tensor:
         """The tensor, on the CPU. Raises CheckpointError when its file is damaged or does not hold it."""
+        return self._file(name).get(name)
+
+    def look(self, name: str) -> tuple[torch.Size, torch.dtype]:
+        """Shape and dtype of a tensor, as its file has it."""
+        return self._file(name).look(name)
+
+    def _file(self, name: str) -> PlainFile:
         path = self._places[name]
-        try:
-            if path not in self._files:
-                self._files[path] = self._stack.enter_context(safe_open(path, framework="pt"))
-            return self._files[path].get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: tensor {name} cannot be read: {_one_line(error)}") from error
+        if path not in self._files:
+            self._files[path] = PlainFile(path)
+        return self._files[path]
 
 
 @dataclass(frozen=True)
