@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vitascope.core.errors import InputError
 from vitascope.core.memory import PeakMemory, format_bytes, free_bytes, held_bytes
 from vitascope.core.protocols import ImageEncoder
-from vitascope.models.offload.offloaded import WHOLE, Offloaded
+from vitascope.models.offload.offloaded import IN_TURN, WHOLE, Offloaded
 from vitascope.models.offload.stores import FileStore, KeptStore, Store
 from vitascope.models.text.t5.encoder import ENCODER
 from vitascope.models.text.t5.options import T5Options
@@ -83,14 +83,15 @@ class Fitted:
         """The pipeline as it should make these clips. Raises InputError where no plan keeps the limit."""
         clips = clips_of(pipeline, requests, guided)
         if clips not in self._plans:
-            costs = PipelineCosts(
-                pipeline, self.parts, clips, self._text, self._image_bytes, self._exact_storages
-            )
+            costs = PipelineCosts(pipeline, self.parts, clips, self._text, self._image_bytes, self._exact_storages)
             self._plans[clips] = choose_plan(costs, self.room, lossy=self.limit.lossy)
         plan = self._plans[clips]
         if plan is not self._plan:
             self.limit.on_plan(plan)
-            self.parts["denoiser"].change(plan.denoising.layers)
+            for name, part in self.parts.items():
+                part.change(plan.denoising.layers if name == "denoiser" else WHOLE if plan.together else IN_TURN)
+                if plan.together:
+                    part.bring()
         self._plan, self._measured = plan, {}
         most = None if plan.denoising.branches_together else len(requests)
         return replace(pipeline, decoding=plan.decoding, max_clips=most)
@@ -149,9 +150,7 @@ def clips_of(pipeline: Pipeline, requests: Sequence[GenerateRequest], guided: bo
     return Clips(first.format, len(requests), guided, first.given.camera is not None, frames)
 
 
-def fit_parts(
-    pipeline: Pipeline, stores: Mapping[str, FileStore], limit: MemoryLimit, **more: Any
-) -> Pipeline:
+def fit_parts(pipeline: Pipeline, stores: Mapping[str, FileStore], limit: MemoryLimit, **more: Any) -> Pipeline:
     """A pipeline whose parts are on the meta device, with weights that come from `stores`. more: as `Fitted` has it."""
     device, parts = pipeline.device, {}
     for name, store in stores.items():
@@ -201,5 +200,8 @@ def _near(store: FileStore, module: nn.Module, device: torch.device) -> Store:
 
 
 def _regions(name: str, module: Any) -> list[nn.Module]:
-    """The layers of a denoiser that run one after the other."""
-    return list(getattr(module, "regions", ())) if name == "denoiser" else []
+    """The layers of a denoiser, and the two halves of a codec, which never work at once."""
+    if name == "denoiser":
+        return list(getattr(module, "regions", ()))
+    halves = [getattr(module, half, None) for half in ("encoder", "decoder")]
+    return [half for half in halves if isinstance(half, nn.Module)]

@@ -1,5 +1,5 @@
-"""What making a clip takes: weights by their sizes, and what is worked out with them by running the same code on tensors
-without values (`nn.footprint`). No weights are needed for it.
+"""What making a clip takes: weights by their sizes, and what is worked out with them by running the same code on
+tensors without values (`nn.footprint`). No weights are needed for it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vitascope.core.shapes import ClipFormat, latent_frames, num_audio_latents
 from vitascope.core.tracks import AUDIO, VIDEO, TextContext, Track
 from vitascope.diffusion.guidance import Guidance, GuidedDenoiser
 from vitascope.models.codecs.decoding import AS_IT_IS, Decoding, Streams, Tiles, decode_frames
-from vitascope.models.offload.offloaded import Layers, Offloaded, WeightBytes
+from vitascope.models.offload.offloaded import IN_TURN, Layers, Offloaded, WeightBytes
 from vitascope.nn.footprint import Footprint, footprint, hollow, without_values
 from vitascope.nn.storage import Storage
 from vitascope.nn.tiling import Tiling
@@ -30,7 +30,7 @@ from vitascope.tasks.pipeline import Pipeline
 STEADY_FRAMES = 6
 """Latent frames, at least, after which a codec that goes chunk by chunk holds no more than before."""
 SAMPLER_COPIES = 8
-"""Values of the tracks that samplers hold beside a call of the denoiser, in fp32: two estimates back, what is combined."""
+"""Times the tracks that samplers hold beside a call of the denoiser, in fp32: two estimates back, what is combined."""
 KERNEL_BYTES = {"cpu": 24 << 20, "cuda": 96 << 20}
 """What libraries of kernels take for themselves: workspaces and packed matrices, beside all tensors."""
 TILES = (48, 32, 24, 16, 12, 8)
@@ -193,7 +193,8 @@ class PipelineCosts:
         return StagePeak("decode", self._weights("video_codec"), working + self._kernels)
 
     def _weights(self, name: str) -> int:
-        return self.parts[name].weight_bytes().total if name in self.parts else 0
+        """Of a codec alone on the device: its encoder or its decoder, in turn."""
+        return self.parts[name].device_bytes(IN_TURN) if name in self.parts else 0
 
     def _words(self) -> TextContext:
         config: Any = getattr(self.pipeline.denoiser, "config", None)
@@ -228,7 +229,7 @@ class PipelineCosts:
         """A part without values, its weights in the dtypes that it has."""
         assert isinstance(part, nn.Module)
         own: Any = part
-        return hollow(lambda: type(own)(own.config if config is None else config), part.state_dict())
+        return hollow(lambda: type(own)(own.config if config is None else config), part.state_dict(keep_vars=True))
 
     def _precision(self) -> AbstractContextManager[object]:
         """Autocast as the pipeline runs its parts in; tensors without values say that they are on the CPU."""

@@ -130,7 +130,9 @@ def _guided(pipeline: Pipeline, requests: Sequence[GenerateRequest], first: Gene
 def _guidance(pipeline: Pipeline, first: GenerateRequest) -> Guidance:
     assert first.guidance_scale is not None
     guidance = pipeline.defaults.guidance
-    return guidance if first.guidance_scale == guidance.scale else replace(guidance, scale=first.guidance_scale, scales={})
+    return (
+        guidance if first.guidance_scale == guidance.scale else replace(guidance, scale=first.guidance_scale, scales={})
+    )
 
 
 def _is_guided(pipeline: Pipeline, guidance: Guidance) -> bool:

@@ -23,8 +23,8 @@ from vitascope.tasks.pipeline import PRECISIONS, Defaults, Pipeline
 from vitascope.tasks.published import FOLDERS, INDEX, is_published, load_published_pipeline
 from vitascope.weights.checkpoint import Checkpoint, file_digest, load_checkpoint, read_head
 from vitascope.weights.config import config_from_dict
-from vitascope.weights.sources import open_source
 from vitascope.weights.hub import fetch, is_hub_name
+from vitascope.weights.sources import open_source
 
 POCKET = "pocket"
 """The model that ships with the package."""
@@ -35,6 +35,8 @@ PARTS: dict[str, tuple[str, ...]] = {
     "denoiser": ("factorised",),
 }
 """The files of a pipeline, and the families that each may be of."""
+LARGE = ("denoiser", "video_codec")
+"""The parts whose weights come and go where there is a limit of memory."""
 _SETTINGS = "pipeline.json"
 
 
@@ -65,9 +67,12 @@ def load_pipeline(
     if memory is None:
         parts: dict[str, Any] = {name: _load_part(name, path).to(place) for name, path in files.items()}
     else:
-        parts = {name: _bare_part(name, path) for name, path in files.items()}
-        for name, path in files.items():
-            source = open_source(path)
+        parts = {
+            name: _bare_part(name, path) if name in LARGE else _load_part(name, path).to(place)
+            for name, path in files.items()
+        }
+        for name in LARGE:
+            source = open_source(files[name])
             stores[name] = FileStore(parts[name].state_dict(), source, same_names(source))
     _check_parts(folder, parts, defaults)
     reduced = choose_precision(precision, place)

@@ -175,9 +175,7 @@ def _all_together(costs: Costs, limit: int) -> MemoryPlan | None:
         decode = StagePeak("decode", weights, costs.decode(decoding).working) if decoding.tiling is None else None
         if decode is not None and decode.total <= limit and all(stage.total <= limit for stage in stages):
             whole = Denoising(WHOLE, branches)
-            return MemoryPlan(
-                limit, True, whole, decoding, len(costs.denoiser.layers), (*stages, denoise, decode)
-            )
+            return MemoryPlan(limit, True, whole, decoding, len(costs.denoiser.layers), (*stages, denoise, decode))
     return None
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from vitascope.core.tracks import VIDEO
 from vitascope.diffusion.samplers.step import Step
-from vitascope.models.codecs.decoding import decode_frames, to_uint8
 from vitascope.media.pictures import contact_sheet, write_picture
+from vitascope.models.codecs.decoding import decode_frames, to_uint8
 from vitascope.tasks.pipeline import Pipeline
 
 

@@ -93,7 +93,9 @@ class PlainFile:
             entries = {name: entry for name, entry in head.items() if name != "__metadata__"}
             places = {name: _place(entry, 8 + size) for name, entry in entries.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{self.path} is not a readable safetensors file: its head is damaged, or of a newer kind") from error
+            raise CheckpointError(
+                f"{self.path} is not a readable safetensors file: its head is damaged, or of a newer kind"
+            ) from error
         if any(place.start + place.size > total for place in places.values()):
             raise CheckpointError(f"{self.path} is not a readable safetensors file: it is cut short")
         return places

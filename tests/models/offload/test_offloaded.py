@@ -33,9 +33,7 @@ MOCHI = MochiConfig(
 )
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "wan": lambda: WanDenoiser(WAN),
-    "ltx": lambda: LTXDenoiser(
-        LTXConfig(width=48, depth=4, num_heads=4, in_channels=4, out_channels=4, text_width=20)
-    ),
+    "ltx": lambda: LTXDenoiser(LTXConfig(width=48, depth=4, num_heads=4, in_channels=4, out_channels=4, text_width=20)),
     "mochi": lambda: MochiDenoiser(MOCHI),
     "mochi, text sees text": lambda: MochiDenoiser(replace(MOCHI, text_sees="text")),
 }

@@ -1,8 +1,8 @@
-"""Decoding a clip in bounded memory: a few latent frames at a time, tile by tile, straight to 8-bit frames on the host.
+"""Decoding a clip in bounded memory: a few latent frames at a time, tile by tile, straight to 8-bit frames.
 
-B clips, C latent channels, N latent frames, h and w cells, T frames, H and W px. Chunks of time give what the whole clip
-gives. Tiles give what the whole frame gives only where the codec's reach is a third of their overlap or less; else they
-come close to it, the closer the larger the overlap.
+B clips, C latent channels, N latent frames, h and w cells, T frames, H and W px. Chunks of time give what the whole
+clip gives. Tiles give what the whole frame gives only where the codec's reach is a third of their overlap or less; else
+they come close to it, the closer the larger the overlap.
 """
 
 from __future__ import annotations

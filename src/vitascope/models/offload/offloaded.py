@@ -44,6 +44,8 @@ class Layers:
 
 
 WHOLE = Layers()
+IN_TURN = Layers(0, prefetch=False)
+"""One at a time, when it is needed."""
 
 
 @dataclass(frozen=True)
@@ -138,8 +140,9 @@ class Offloaded:
             windows = 2 if layers.prefetch and len(groups) > 1 else 1
             total += windows * max(buffer_bytes(group) for group in groups)
         if layers.storage != "as_is":
-            sizes = {like: stored_bytes(*like, layers.storage) for like in {_look(t) for g in groups for t in g.values()}}
-            total += sum(sizes[_look(tensor)] for group in groups for tensor in group.values())
+            looks = [(tuple(tensor.shape), tensor.dtype) for group in groups for tensor in group.values()]
+            sizes = {look: stored_bytes(*look, layers.storage) for look in set(looks)}
+            total += sum(sizes[look] for look in looks)
         return total
 
     def _divided(self, layers: Layers | None = None) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
@@ -226,21 +229,19 @@ def offload(
 def _divide(
     module: nn.Module, regions: Sequence[nn.Module], like: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
-    """The weights outside the regions, and of each region."""
+    """The weights outside the regions, and of each region. Buffers are few, and may be asked for before the region that
+    they belong to runs: they stay."""
     places = {id(part): name for name, part in module.named_modules()}
+    parameters = {name for name, _ in module.named_parameters()}
     layers = []
     for region in regions:
         if id(region) not in places:
             raise InputError(f"{type(region).__name__} is not a part of {type(module).__name__}")
         prefix = places[id(region)] + "."
-        layers.append({name: tensor for name, tensor in like.items() if name.startswith(prefix)})
+        layers.append({name: tensor for name, tensor in like.items() if name.startswith(prefix) and name in parameters})
     inside = {name for layer in layers for name in layer}
     return {name: tensor for name, tensor in like.items() if name not in inside}, layers
 
 
 def _total(tensors: Mapping[str, Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-
-
-def _look(tensor: Tensor) -> tuple[tuple[int, ...], torch.dtype]:
-    return tuple(tensor.shape), tensor.dtype

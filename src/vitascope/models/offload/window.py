@@ -113,8 +113,9 @@ class _Side:
 class LayerWindow:
     """Sees to it that the weights of a group are there when `need` is called for it.
 
-    groups: weights by name, as they look (meta tensors do), in the order of use; after the last comes the first again.
-    prefetch: the next group is fetched while the present one is used, into a second buffer.
+    groups: weights by name, as they look (meta tensors do), about in the order of use; after the last comes the first
+    again. prefetch: the group that came next the last time is fetched while the present one is used, into a second
+    buffer.
     """
 
     def __init__(
@@ -128,12 +129,15 @@ class LayerWindow:
         self._lane = self._lane_for(store, device)
         self._here: tuple[int, int] | None = None
         self._coming: tuple[int, int] | None = None
+        self._after = {index: (index + 1) % len(self.groups) for index in range(len(self.groups))}
 
     def need(self, index: int) -> None:
         """Give the model the weights of this group and take those of the last one away. Raises what reading raises;
         then no group is there, and the next call begins anew."""
         if self._here is not None and self._here[0] == index:
             return
+        if self._here is not None:
+            self._after[self._here[0]] = index
         self._take_away()
         coming, self._coming = self._coming, None
         if coming is None or coming[0] != index:
@@ -146,7 +150,7 @@ class LayerWindow:
             self._install(name, tensor)
         self._here = coming
         if self._prefetch:
-            self._coming = ((index + 1) % len(self.groups), 1 - coming[1])
+            self._coming = (self._after[index], 1 - coming[1])
             self._lane.begin(self._views(*self._coming))
 
     def close(self) -> None:
