@@ -4,8 +4,9 @@
 
 Each limit runs in a process of its own, which says what it predicted for every stage and what it measured: on a GPU
 what the allocator gave out at most, on a CPU the growth of the memory that the process holds for itself. The codec has
-the channels of the published one; the denoiser, of 0.5 GB, is large against what is worked out with it. Limits count
-from the start of the process's models, without the interpreter and its libraries.
+the channels of the published one; the denoiser, of 0.6 GB, is large against what is worked out with it. Limits count
+from the start of the process's models, without the interpreter and its libraries; the room that is left is less by what
+planning leaves behind.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ from vitascope.weights.checkpoint import save_checkpoint
 from vitascope.weights.sources import open_source
 
 CONFIG = WanConfig(width=1024, depth=8, num_heads=8, hidden=4096, text_width=1024)
-FORMAT = ClipFormat(192, 128, 16.0, 9)
+SIZE = (192, 128, 9)
+"""Width and height in px, and frames."""
 NUM_WORDS, NUM_STEPS = 512, 2
 
 
@@ -64,7 +66,7 @@ def write_weights(folder: Path) -> None:
         save_checkpoint(folder / f"{name}.safetensors", module.state_dict(), name, {})
 
 
-def pipeline_in(folder: Path, device: torch.device, limit: MemoryLimit) -> Pipeline:
+def pipeline_in(folder: Path, device: torch.device, fmt: ClipFormat, limit: MemoryLimit) -> Pipeline:
     """The pipeline of `write_weights` under a limit."""
     with torch.device("meta"):
         denoiser: Any = WanDenoiser(CONFIG).eval().requires_grad_(False)
@@ -73,7 +75,7 @@ def pipeline_in(folder: Path, device: torch.device, limit: MemoryLimit) -> Pipel
     for name, module in (("denoiser", denoiser), ("video_codec", codec)):
         source = open_source(folder / f"{name}.safetensors")
         stores[name] = FileStore(module.state_dict(), source, same_names(source))
-    defaults = Defaults(FORMAT, NUM_STEPS, Guidance(5.0), "euler")
+    defaults = Defaults(fmt, NUM_STEPS, Guidance(5.0), "euler")
     pipeline = Pipeline(
         "wan", denoiser, RandomWords(), codec, None, RectifiedFlow(), defaults, device, torch.float32, (2, 2)
     )
@@ -90,13 +92,13 @@ def warm_up(device: torch.device) -> None:
         nn.functional.scaled_dot_product_attention(image, image, image)
 
 
-def point(folder: Path, device: torch.device, limit: int, lossy: bool) -> dict[str, Any]:
+def point(folder: Path, device: torch.device, fmt: ClipFormat, limit: int, lossy: bool) -> dict[str, Any]:
     """A clip under a limit of `limit` bytes for models and what is worked out with them."""
     return_freed_memory()
     warm_up(device)
     try:
-        pipeline = pipeline_in(folder, device, MemoryLimit(held_bytes(device) + limit, lossy))
-        use = generate(pipeline, GenerateRequest("a red ball", format=FORMAT)).memory
+        pipeline = pipeline_in(folder, device, fmt, MemoryLimit(held_bytes(device) + limit, lossy))
+        use = generate(pipeline, GenerateRequest("a red ball", format=fmt)).memory
     except InputError as error:
         return {"limit_bytes": limit, "refused": str(error)}
     assert use is not None
@@ -105,11 +107,12 @@ def point(folder: Path, device: torch.device, limit: int, lossy: bool) -> dict[s
     peak = max(measured.values())
     return {
         "limit_bytes": limit,
+        "room_bytes": use.plan.limit,
         "plan": use.plan.choices(),
         "predicted_peak_bytes": use.plan.peak,
         "measured_peak_bytes": peak,
         "error": use.plan.peak / peak - 1,
-        "kept": peak <= limit,
+        "kept": peak <= use.plan.limit,
         "predicted_bytes": predicted,
         "measured_bytes": measured,
     }
@@ -121,20 +124,24 @@ def main() -> None:
     parser.add_argument("--limits", nargs="+", default=["2GB", "900MB", "600MB"])
     parser.add_argument("--lossy", action="store_true", help="let layers be kept in fp8")
     parser.add_argument("--point", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--size", nargs=3, type=int, default=SIZE, metavar=("WIDTH", "HEIGHT", "FRAMES"))
     arguments = parser.parse_args()
+    width, height, num_frames = arguments.size
     device = torch.device(arguments.device)
     if arguments.point:
         folder, limit = arguments.point
-        print(json.dumps(point(Path(folder), device, int(limit), arguments.lossy)))
+        fmt = ClipFormat(width, height, 16.0, num_frames)
+        print(json.dumps(point(Path(folder), device, fmt, int(limit), arguments.lossy)))
         return
     rows = []
     with tempfile.TemporaryDirectory() as name:
         write_weights(Path(name))
         for limit in map(parse_bytes, arguments.limits):
             command = [sys.executable, __file__, "--device", arguments.device, "--point", name, str(limit)]
+            command += ["--size", *map(str, arguments.size)]
             command += ["--lossy"] if arguments.lossy else []
             rows.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-    shapes = {"width": FORMAT.width_px, "height": FORMAT.height_px, "num_frames": FORMAT.num_frames}
+    shapes = {"width": width, "height": height, "num_frames": num_frames}
     write_results("memory", device, rows, shapes=shapes, denoiser_depth=CONFIG.depth, denoiser_width=CONFIG.width)
 
 

@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from vitascope.core.errors import InputError
-from vitascope.core.memory import PeakMemory, format_bytes, parse_bytes, release_freed_memory, return_freed_memory
+from vitascope.core.memory import (
+    PeakMemory,
+    available_bytes,
+    format_bytes,
+    parse_bytes,
+    release_freed_memory,
+    resident_bytes,
+    return_freed_memory,
+)
 
 CPU = torch.device("cpu")
 
@@ -27,7 +35,9 @@ def test_amounts_with_a_unit_are_read(text: str, amount: int) -> None:
     assert parse_bytes(text) == amount
 
 
-@pytest.mark.parametrize("text", ["", "12", "GB", "12 G", "-1GB", "1e9B", "1,5GB", "12GB or so", "0GB", "0.1B", "nanGB"])
+@pytest.mark.parametrize(
+    "text", ["", "12", "GB", "12 G", "-1GB", "1e9B", "1,5GB", "12GB or so", "0GB", "0.1B", "nanGB"]
+)
 def test_other_amounts_are_refused_with_an_example(text: str) -> None:
     with pytest.raises(InputError, match=r"12GB, 800MB or 1.5GiB|above 0"):
         parse_bytes(text)
@@ -50,3 +60,8 @@ def test_a_rise_of_what_is_held_is_seen_though_it_is_over() -> None:
     with PeakMemory(CPU) as after:
         pass
     assert after.growth < 20e6
+
+
+def test_the_machine_has_some_memory_left_and_the_process_holds_some() -> None:
+    assert available_bytes() > 100e6
+    assert 20e6 < resident_bytes() < 100e9

@@ -109,9 +109,7 @@ def test_less_memory_gives_the_same_clip_and_really_is_less(weights: Path) -> No
 def test_what_is_predicted_follows_the_size_of_the_clip(weights: Path) -> None:
     pipeline = limited(weights, 1000)
     parts = kept(pipeline).parts
-    small, large = (
-        PipelineCosts(pipeline, parts, Clips(replace(FORMAT, num_frames=frames))) for frames in (5, 33)
-    )
+    small, large = (PipelineCosts(pipeline, parts, Clips(replace(FORMAT, num_frames=frames))) for frames in (5, 33))
     assert small.denoise(True) > small.denoise(False)
     assert large.denoise(True) > small.denoise(True)
     assert large.decode(large.decodings[0]).working > small.decode(small.decodings[0]).working
@@ -131,10 +129,10 @@ def test_of_many_equal_layers_a_few_tell_what_all_hold(weights: Path) -> None:
 
 def test_a_limit_that_nothing_fits_is_refused_before_any_weight_is_read(weights: Path) -> None:
     pipeline = limited(weights, 60)
-    with pytest.raises(InputError, match="the stage 'denoise' needs .* guidance scale of 1"):
+    with pytest.raises(InputError, match=r"the stage 'denoise' needs .* guidance scale of 1"):
         generate(pipeline, REQUEST)
     assert not any(part.present for part in kept(pipeline).parts.values())
-    with pytest.raises(InputError, match="is too little: .* are taken before a model"):
+    with pytest.raises(InputError, match=r"is too little: .* are taken before a model"):
         limited(weights, -1)
 
 

@@ -57,12 +57,15 @@ def held_bytes(device: torch.device) -> int:
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else resident_bytes()
 
 
-def free_bytes() -> int:
-    """The machine's memory that is free for new use; 0 where the system does not tell."""
+def available_bytes() -> int:
+    """The machine's memory that new tensors may take, files that are only cached given up; 0 where the system does not
+    tell."""
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError):
+        with open("/proc/meminfo", encoding="ascii") as file:
+            found = [line.split()[1] for line in file if line.startswith("MemAvailable:")]
+    except OSError:
         return 0
+    return int(found[0]) * 1024 if found else 0
 
 
 class PeakMemory:

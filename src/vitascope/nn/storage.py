@@ -34,8 +34,9 @@ class Narrow:
 
     def widen(self, into: Tensor) -> None:
         """Write the values into a tensor of their shape, in its dtype and on its device."""
-        values = self.values.to(into.device, non_blocking=True)
-        into.copy_(values)
+        narrower = self.values.dtype != into.dtype  # then fewer bytes go to the device, and are widened there
+        values = self.values.to(into.device, non_blocking=True) if narrower else self.values
+        into.copy_(values, non_blocking=True)
         if self.scales is not None:
             into.mul_(self.scales.to(into.device, into.dtype, non_blocking=True))
 

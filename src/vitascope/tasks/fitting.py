@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vitascope.core.errors import InputError
-from vitascope.core.memory import PeakMemory, format_bytes, free_bytes, held_bytes
+from vitascope.core.memory import PeakMemory, available_bytes, format_bytes, held_bytes, release_freed_memory
 from vitascope.core.protocols import ImageEncoder
 from vitascope.models.offload.offloaded import IN_TURN, WHOLE, Offloaded
 from vitascope.models.offload.stores import FileStore, KeptStore, Store
@@ -26,6 +26,8 @@ from vitascope.tasks.request import GenerateRequest
 from vitascope.weights.foreign import read_object
 from vitascope.weights.sources import SafetensorsSource, open_source
 
+SETTLED_BYTES = 4 << 20
+"""A process that grows by less while nothing is made in it has come to rest."""
 HOST_SHARE = 0.7
 """Of the machine's free memory that may hold weights on their way to a GPU; what is larger stays in its files."""
 
@@ -84,7 +86,7 @@ class Fitted:
         clips = clips_of(pipeline, requests, guided)
         if clips not in self._plans:
             costs = PipelineCosts(pipeline, self.parts, clips, self._text, self._image_bytes, self._exact_storages)
-            self._plans[clips] = choose_plan(costs, self.room, lossy=self.limit.lossy)
+            self._plans[clips] = self._choose(costs)
         plan = self._plans[clips]
         if plan is not self._plan:
             self.limit.on_plan(plan)
@@ -95,6 +97,17 @@ class Fitted:
         self._plan, self._measured = plan, {}
         most = None if plan.denoising.branches_together else len(requests)
         return replace(pipeline, decoding=plan.decoding, max_clips=most)
+
+    def _choose(self, costs: PipelineCosts) -> MemoryPlan:
+        """The plan; what finding it out has left behind in the process is not the models' to use."""
+        while True:
+            before = self.room
+            plan = choose_plan(costs, before, taken=self._start, lossy=self.limit.lossy)
+            if not any(part.present for part in self.parts.values()):
+                release_freed_memory()
+                self._start = max(self._start, held_bytes(self.device))
+            if self.room >= before - SETTLED_BYTES:
+                return plan
 
     @contextmanager
     def at_work(self, part: str, stage: str) -> Iterator[None]:
@@ -194,7 +207,7 @@ def _near(store: FileStore, module: nn.Module, device: torch.device) -> Store:
     """Weights for a GPU wait in the machine's memory where there is room for them."""
     like = module.state_dict()
     size = sum(tensor.numel() * tensor.element_size() for tensor in like.values())
-    if device.type != "cuda" or size > HOST_SHARE * free_bytes():
+    if device.type != "cuda" or size > HOST_SHARE * available_bytes():
         return store
     return KeptStore.fill(store, like, pinned=True)
 

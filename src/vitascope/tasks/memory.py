@@ -131,10 +131,10 @@ class Costs(Protocol):
     def decode(self, how: Decoding) -> StagePeak: ...
 
 
-def choose_plan(costs: Costs, limit: int, *, lossy: bool = False) -> MemoryPlan:
+def choose_plan(costs: Costs, limit: int, *, taken: int = 0, lossy: bool = False) -> MemoryPlan:
     """The fastest plan whose every stage keeps `limit` bytes.
 
-    lossy: the denoiser's layers may be kept in fp8, which changes the clip. Raises InputError, naming the smallest
+    taken: bytes that are taken before, which messages count with both the limit and the need. lossy: the denoiser's layers may be kept in fp8, which changes the clip. Raises InputError, naming the smallest
     limit that would do and what to reduce, where none fits.
     """
     together = _all_together(costs, limit)
@@ -146,10 +146,10 @@ def choose_plan(costs: Costs, limit: int, *, lossy: bool = False) -> MemoryPlan:
     stages += [denoise, decode]
     worst = max(stages, key=lambda stage: stage.total)
     if worst.total > limit:
-        least = format_bytes(_rounded_up(worst.total))
+        least, beside = format_bytes(_rounded_up(worst.total + taken)), f", {format_bytes(taken)} taken before"
         raise InputError(
-            f"memory {format_bytes(limit)} is too little: the stage {worst.name!r} needs {least} at least "
-            f"({format_bytes(worst.weights)} of weights); give {least}, or {ADVICE[worst.name]}"
+            f"memory {format_bytes(limit + taken)} is too little: the stage {worst.name!r} needs {least} at least "
+            f"({format_bytes(worst.weights)} of weights{beside if taken else ''}); give {least}, or {ADVICE[worst.name]}"
         )
     return MemoryPlan(limit, False, denoising, decoding, len(costs.denoiser.layers), tuple(stages))
 

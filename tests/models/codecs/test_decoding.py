@@ -33,7 +33,7 @@ CODECS: dict[str, Callable[[], Any]] = {
         WanCodecConfig(8, (1, 2, 2), (True, True), 1, 4, latent_mean=(0.5, -0.2, 0, 1), latent_std=(1.5, 0.7, 2, 1))
     ),
     "ltx": lambda: LTXCodec(
-        LTXCodecConfig(STAGES[1:], GROWING, latent_channels=4, patch_px=2, timestep_conditioning=True)
+        LTXCodecConfig(STAGES, GROWING, latent_channels=4, patch_px=2, timestep_conditioning=True)
     ),
     "mochi": lambda: MochiCodec(
         MochiCodecConfig(

@@ -139,10 +139,14 @@ class Offloaded:
         if groups:
             windows = 2 if layers.prefetch and len(groups) > 1 else 1
             total += windows * max(buffer_bytes(group) for group in groups)
+            if windows > 1 and self.store.slow and self.device.type == "cpu":
+                # what is read while layers compute: a tensor as its file has it, and as it is put together
+                sizes = [tensor.numel() * tensor.element_size() for group in groups for tensor in group.values()]
+                total += 2 * max(sizes)
         if layers.storage != "as_is":
             looks = [(tuple(tensor.shape), tensor.dtype) for group in groups for tensor in group.values()]
-            sizes = {look: stored_bytes(*look, layers.storage) for look in set(looks)}
-            total += sum(sizes[look] for look in looks)
+            stored = {look: stored_bytes(*look, layers.storage) for look in set(looks)}
+            total += sum(stored[look] for look in looks)
         return total
 
     def _divided(self, layers: Layers | None = None) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
