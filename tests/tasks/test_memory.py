@@ -64,7 +64,7 @@ class Made:
         self.asked.append("decode")
         working = 600 if how.chunk is None else 300
         if how.tiling is not None:
-            working = 10 * how.tiling.tile
+            working = 8 * how.tiling.tile
         return StagePeak("decode", 300 * MB, working * MB)
 
 
@@ -160,7 +160,7 @@ def test_small_layers_come_in_groups() -> None:
     found = plan(470, costs)
     assert found.denoising.layers == WHOLE
     costs = Made(layer_mb=10, text_mb=0, decodings=[Decoding(1, Tiling(1, 0))])
-    found = plan(430, costs)
+    found = plan(410, costs)
     assert found.denoising.layers.group == 4
 
 
@@ -184,6 +184,6 @@ def test_a_plan_is_a_short_table() -> None:
         (plan(5000), "all parts stay, denoiser whole"),
         (plan(1240), "branches of guidance one by one"),
         (plan(700, lossy=True), "20 of 20 layers kept in fp8"),
-        (plan(700, Made()), "in tiles of 32 latents"),
+        (plan(580), "in tiles of 32 latents"),
     ):
         assert said in shown.choices()

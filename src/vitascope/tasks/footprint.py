@@ -136,7 +136,7 @@ class PipelineCosts:
             codec = self._bare(self.pipeline.video_codec)
             pixels = torch.empty(1, 3, frames, fmt.height_px, fmt.width_px)
             working = footprint(lambda: codec.encode(pixels)).peak + 2 * pixels.numel() * pixels.element_size()
-        return StagePeak("encode", self._weights("video_codec"), working + self._kernels)
+        return StagePeak("encode", self._weights("video_codec"), working + self._packed("video_codec"))
 
     def _denoise(self, together: bool) -> int:
         """Keys and values of the texts, and what one call with all its branches, or each on its own, holds at most."""
@@ -190,11 +190,15 @@ class PipelineCosts:
         if self.pipeline.device.type == "cpu":
             values = 3 * clips.count * fmt.num_frames * fmt.height_px * fmt.width_px
             working += values * (1 if how.tiling is None else 5)
-        return StagePeak("decode", self._weights("video_codec"), working + self._kernels)
+        return StagePeak("decode", self._weights("video_codec"), working + self._packed("video_codec"))
 
     def _weights(self, name: str) -> int:
         """Of a codec alone on the device: its encoder or its decoder, in turn."""
         return self.parts[name].device_bytes(IN_TURN) if name in self.parts else 0
+
+    def _packed(self, name: str) -> int:
+        """What kernels take, with twice the largest convolution's: it is packed anew for a call."""
+        return self._kernels + (2 * self.parts[name].largest_bytes() if name in self.parts else 0)
 
     def _words(self) -> TextContext:
         config: Any = getattr(self.pipeline.denoiser, "config", None)

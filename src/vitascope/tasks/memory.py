@@ -134,8 +134,9 @@ class Costs(Protocol):
 def choose_plan(costs: Costs, limit: int, *, taken: int = 0, lossy: bool = False) -> MemoryPlan:
     """The fastest plan whose every stage keeps `limit` bytes.
 
-    taken: bytes that are taken before, which messages count with both the limit and the need. lossy: the denoiser's layers may be kept in fp8, which changes the clip. Raises InputError, naming the smallest
-    limit that would do and what to reduce, where none fits.
+    taken: bytes that are taken before, which messages count with both the limit and the need. lossy: the denoiser's
+    layers may be kept in fp8, which changes the clip. Raises InputError, naming the smallest limit that would do and
+    what to reduce, where none fits.
     """
     together = _all_together(costs, limit)
     if together is not None:
@@ -146,10 +147,11 @@ def choose_plan(costs: Costs, limit: int, *, taken: int = 0, lossy: bool = False
     stages += [denoise, decode]
     worst = max(stages, key=lambda stage: stage.total)
     if worst.total > limit:
-        least, beside = format_bytes(_rounded_up(worst.total + taken)), f", {format_bytes(taken)} taken before"
+        least = format_bytes(_rounded_up(worst.total + taken))
+        beside = f", {format_bytes(taken)} taken before" if taken else ""
         raise InputError(
             f"memory {format_bytes(limit + taken)} is too little: the stage {worst.name!r} needs {least} at least "
-            f"({format_bytes(worst.weights)} of weights{beside if taken else ''}); give {least}, or {ADVICE[worst.name]}"
+            f"({format_bytes(worst.weights)} of weights{beside}); give {least}, or {ADVICE[worst.name]}"
         )
     return MemoryPlan(limit, False, denoising, decoding, len(costs.denoiser.layers), tuple(stages))
 

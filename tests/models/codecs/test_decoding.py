@@ -100,7 +100,7 @@ def test_tiles_come_close_to_the_whole_frame_and_equal_it_where_one_covers_it(na
 @each
 def test_a_chunk_takes_less_memory_than_the_clip_and_a_tile_less_than_a_frame(name: str) -> None:
     codec = codec_of(name)
-    latents = latents_of(codec, (9, 16, 16), 1)
+    latents = latents_of(codec, (6, 8, 8), 1)
 
     def peak(how: Decoding) -> int:
         with without_values():
@@ -109,10 +109,12 @@ def test_a_chunk_takes_less_memory_than_the_clip_and_a_tile_less_than_a_frame(na
             return footprint(lambda: decode_frames(bare, empty, how)).peak
 
     whole, chunked = peak(Decoding(0)), peak(Decoding(1))
-    assert chunked < 0.7 * whole
+    assert chunked < 0.8 * whole
     if isinstance(codec, Tiles):
-        pixels = 9 * 8 * 3 * 4 * 16 * 16 * codec.strides.height * codec.strides.width
-        assert peak(Decoding(1, Tiling(6, 2))) < chunked + pixels
+        # beside what a tile takes, the clip's pixels stand in fp32
+        frames = 1 + 5 * codec.strides.time
+        pixels = frames * 3 * 4 * 8 * 8 * codec.strides.height * codec.strides.width
+        assert peak(Decoding(1, Tiling(4, 0))) - pixels < 0.6 * chunked
 
 
 class OnlyWhole:

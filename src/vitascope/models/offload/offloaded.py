@@ -132,6 +132,10 @@ class Offloaded:
         """Of all weights in the dtypes that the model computes in."""
         return WeightBytes(_total(self._base), tuple(_total(layer) for layer in self._layers))
 
+    def largest_bytes(self) -> int:
+        """Of the largest weight."""
+        return max(tensor.numel() * tensor.element_size() for tensor in self._weights.like.values())
+
     def device_bytes(self, layers: Layers) -> int:
         """What the device holds of the weights while the model is at work with layers kept that way."""
         kept, groups = self._divided(layers)
