@@ -24,7 +24,7 @@ from vitascope.models.offload.offloaded import Layers
 from vitascope.models.offload.stores import FileStore, same_names
 from vitascope.models.wan.config import WanConfig
 from vitascope.models.wan.model import WanDenoiser
-from vitascope.tasks.fitting import Fitted, MemoryLimit, OnDemand, clips_of, fit_parts
+from vitascope.tasks.fitting import Fitted, MemoryLimit, OnDemand, clips_of, fit_parts, text_device
 from vitascope.tasks.footprint import Clips, PipelineCosts, TextCost
 from vitascope.tasks.generate import generate
 from vitascope.tasks.load import load_pipeline
@@ -128,12 +128,12 @@ def test_of_many_equal_layers_a_few_tell_what_all_hold(weights: Path) -> None:
 
 
 def test_a_limit_that_nothing_fits_is_refused_before_any_weight_is_read(weights: Path) -> None:
-    pipeline = limited(weights, 60)
+    pipeline = limited(weights, 30)
     with pytest.raises(InputError, match=r"the stage 'denoise' needs .* guidance scale of 1"):
         generate(pipeline, REQUEST)
     assert not any(part.present for part in kept(pipeline).parts.values())
     with pytest.raises(InputError, match=r"is too little: .* are taken before a model"):
-        limited(weights, -1)
+        limited(weights, -200)
 
 
 def test_a_run_that_is_cancelled_or_fails_leaves_the_pipeline_usable(weights: Path) -> None:
@@ -207,6 +207,15 @@ def test_what_a_request_takes_is_read_from_it(pipeline: Pipeline) -> None:
     assert clips_of(pipeline, [video], False).encoded_frames == fmt.num_frames
     moved = replace(plain, given=Given(camera=torch.zeros(fmt.num_frames, 7)))
     assert clips_of(pipeline, [moved], False).camera
+
+
+def test_prompts_are_read_on_the_cpu_where_their_encoder_would_fill_the_gpu() -> None:
+    text, gpu = TextCost(10_000 * MB, 512, 4096, 10_240, 64), torch.device("cuda")
+    assert text_device(text, gpu, MemoryLimit(12_000 * MB)) == gpu
+    assert text_device(text, gpu, MemoryLimit(10_000 * MB)) == CPU
+    assert text_device(text, CPU, MemoryLimit(100 * MB)) == CPU
+    # scores of 64 heads of 512 tokens for two prompts, in fp32, are the most of it
+    assert 4 * 64 * 512**2 * 4 < text.working(2, 2) < 1000 * MB
 
 
 def test_an_image_encoder_is_loaded_for_each_call_and_let_go() -> None:

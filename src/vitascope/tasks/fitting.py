@@ -184,6 +184,8 @@ def fit_published(
     pictures = folder / "image_encoder"
     image = 4 * _num_values(pictures) if pipeline.image_encoder is not None and pictures.is_dir() else 0
     text = text_cost(folder, options, pipeline.precision)
+    if text_device(text, pipeline.device, limit) != pipeline.device:
+        text = replace(text, weights=0, width=0, hidden=0, heads=0)  # nothing of it is on the device
     return fit_parts(pipeline, stores, limit, text=text, image_bytes=image, exact_storages=exact)
 
 
@@ -192,6 +194,12 @@ def text_cost(folder: Path, options: T5Options, dtype: torch.dtype) -> TextCost:
     config = read_object(folder / ENCODER / "config.json")
     width, hidden, heads = (int(config.get(name, 0)) for name in ("d_model", "d_ff", "num_heads"))
     return TextCost(_num_values(folder / ENCODER) * dtype.itemsize, options.max_tokens, width, hidden, heads)
+
+
+def text_device(text: TextCost, device: torch.device, limit: MemoryLimit) -> torch.device:
+    """Where prompts are read: on the CPU where the encoder alone would take the GPU's limit."""
+    fits = text.weights + text.working(2, 4) < limit.num_bytes
+    return device if fits or device.type == "cpu" else torch.device("cpu")
 
 
 def _num_values(folder: Path) -> int:

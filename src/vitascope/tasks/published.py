@@ -26,7 +26,7 @@ from vitascope.models.offload.stores import FileStore
 from vitascope.models.published import bare_published, load_published
 from vitascope.models.text.t5.encoder import open_t5
 from vitascope.models.text.t5.options import T5_OPTIONS, T5Options
-from vitascope.tasks.fitting import MemoryLimit, OnDemand, fit_published
+from vitascope.tasks.fitting import MemoryLimit, OnDemand, fit_published, text_cost, text_device
 from vitascope.tasks.pipeline import Defaults, Pipeline
 from vitascope.weights.foreign import ForeignConfig, read_object
 
@@ -151,7 +151,9 @@ def load_published_pipeline(
     index = read_object(folder / INDEX)
     kind = PIPELINES[choice("kind of pipeline", str(index.get("_class_name")), PIPELINES)]
     defaults = replace(kind.defaults, schedule=read_schedule(folder, kind))
-    text_encoder = open_t5(folder, kind.text, cache=text_cache, dtype=precision, device=device)
+    reader = device if memory is None else text_device(text_cost(folder, kind.text, precision), device, memory)
+    text_encoder = open_t5(folder, kind.text, cache=text_cache, dtype=precision, device=reader)
+    text_encoder.device = device
     stores: dict[str, FileStore] = {}
     denoiser: Any
     codec: Any
