@@ -119,6 +119,15 @@ def test_what_is_predicted_follows_the_size_of_the_clip(weights: Path) -> None:
     assert reading.working > 5 * 3 * 64 * 32 * 4
 
 
+def test_both_branches_are_counted_wherever_guidance_comes_from(weights: Path) -> None:
+    pipeline = limited(weights, 1000)
+    parts, asked = kept(pipeline).parts, Guidance(1.0, interval=(0.2, 0.8))
+    distilled = replace(pipeline, defaults=replace(pipeline.defaults, guidance=asked))
+    guided, plain = (PipelineCosts(distilled, parts, Clips(FORMAT, guided=guided)) for guided in (True, False))
+    assert guided.denoise(True) == PipelineCosts(pipeline, parts, Clips(FORMAT)).denoise(True)
+    assert guided.denoise(True) > plain.denoise(True)
+
+
 def test_of_many_equal_layers_a_few_tell_what_all_hold(weights: Path) -> None:
     pipeline = limited(weights, 1000)
     costs = PipelineCosts(pipeline, kept(pipeline).parts, Clips(FORMAT))

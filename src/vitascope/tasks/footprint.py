@@ -153,8 +153,9 @@ class PipelineCosts:
         return peak + SAMPLER_COPIES * 4 * values + self._kernels
 
     def _call(self, config: Any, together: bool) -> Footprint:
-        guidance, clips = self.pipeline.defaults.guidance, self.clips
-        guidance = guidance if clips.guided else Guidance(cross_modal=guidance.cross_modal)
+        own, clips = self.pipeline.defaults.guidance, self.clips
+        # how strongly does not matter, and that it may be for a part of the steps only neither
+        guidance = Guidance(2.0 if clips.guided else 1.0, cross_modal=own.cross_modal, rescale=own.rescale)
         with without_values(), self._precision():
             denoiser: Any = self._bare(self.pipeline.denoiser, config)
             tracks, texts = self._tracks("cpu"), [self._words() for _ in range(1 + clips.guided)]
