@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from vitascope.core.protocols import Prepares
 from vitascope.core.shapes import ClipFormat, latent_frames, num_audio_latents
 from vitascope.core.tracks import AUDIO, VIDEO, TextContext, Track
 from vitascope.diffusion.guidance import Guidance, GuidedDenoiser
@@ -141,7 +140,7 @@ class PipelineCosts:
     def _denoise(self, together: bool) -> int:
         """Keys and values of the texts, and what one call with all its branches, or each on its own, holds at most."""
         module: Any = self.pipeline.denoiser
-        config = getattr(module, "config", None)
+        config: Any = getattr(module, "config", None)
         depth = getattr(config, "depth", 0)
         if depth > 3 and not getattr(config, "exchanges", ()):
             # all layers are alike: each one more adds what it keeps of the texts
@@ -159,10 +158,11 @@ class PipelineCosts:
         with without_values(), self._precision():
             denoiser: Any = self._bare(self.pipeline.denoiser, config)
             tracks, texts = self._tracks("cpu"), [self._words() for _ in range(1 + clips.guided)]
+            prepare = getattr(denoiser, "prepare", lambda text: text)  # `core.protocols.Prepares`
             camera = torch.empty(clips.count, tracks[VIDEO].values.shape[2], 7) if clips.camera else None
 
             def run() -> object:
-                ready = [denoiser.prepare(text) if isinstance(denoiser, Prepares) else text for text in texts]
+                ready = [prepare(text) for text in texts]
                 most = None if together else clips.count
                 call = GuidedDenoiser(
                     denoiser, self.pipeline.path, ready[0], ready[-1], guidance, camera=camera, max_clips=most

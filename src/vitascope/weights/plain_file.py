@@ -65,7 +65,7 @@ class PlainFile:
         """The tensor, on the CPU. Raises CheckpointError where the file does not hold it, or not the whole of it."""
         place = self._place(name)
         flat = torch.empty(place.size, dtype=torch.uint8)
-        view, done = memoryview(flat.numpy()), 0
+        view, done = flat.numpy().data, 0
         try:
             with self._lock:
                 self._file.seek(place.start)

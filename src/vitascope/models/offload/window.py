@@ -64,7 +64,7 @@ class _Thread:
         self._running: Future[None] | None = None
 
     def begin(self, into: Views) -> None:
-        before = torch.cuda.current_stream(self._device).record_event() if self._stream is not None else None
+        before = _reached(torch.cuda.current_stream(self._device)) if self._stream is not None else None
         self._running = self._pool.submit(self._read, into, before)
 
     def _read(self, into: Views, before: torch.cuda.Event | None) -> None:
@@ -95,10 +95,10 @@ class _Side:
 
     def begin(self, into: Views) -> None:
         # the buffer may still be read by what was computed last
-        self._stream.wait_event(torch.cuda.current_stream(self._device).record_event())
+        self._stream.wait_event(_reached(torch.cuda.current_stream(self._device)))
         with torch.cuda.stream(self._stream):
             self._store.read(into)
-            self._done = self._stream.record_event()
+            self._done = _reached(self._stream)
 
     def finish(self) -> None:
         done, self._done = self._done, None
@@ -179,6 +179,13 @@ class LayerWindow:
         if not self._prefetch:
             return _Direct(store)
         return _Side(store, device) if device.type == "cuda" and not store.slow else _Thread(store, device)
+
+
+def _reached(stream: torch.cuda.Stream) -> torch.cuda.Event:
+    """An event that is over when the stream has done what it was given so far."""
+    event = torch.cuda.Event()
+    event.record(stream)
+    return event
 
 
 def _padded(size: int) -> int:
