@@ -32,10 +32,13 @@ from transformers import AutoTokenizer, CLIPVisionConfig, CLIPVisionModel, T5Enc
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from vitascope.core.errors import CapabilityError, CheckpointError, InputError, ShapeError
+from vitascope.core.memory import held_bytes
 from vitascope.core.random import generator
 from vitascope.core.shapes import ClipFormat
 from vitascope.core.tracks import VIDEO
 from vitascope.diffusion.samplers import Step
+from vitascope.models.offload.offloaded import Layers
+from vitascope.tasks.fitting import Fitted, MemoryLimit
 from vitascope.tasks.generate import generate, generate_batch
 from vitascope.tasks.load import load_pipeline
 from vitascope.tasks.pipeline import Pipeline
@@ -306,6 +309,30 @@ def test_what_a_model_without_sound_cannot_do_is_refused(load: Any) -> None:
         generate(load("wan"), GenerateRequest(PROMPT, format=fmt, given=Given(audio=torch.zeros(fmt.num_samples))))
     with pytest.raises(ShapeError, match="nearest: 32, 48"):
         generate(load("wan"), GenerateRequest(PROMPT, format=replace(fmt, width_px=40)))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_under_a_limit_of_memory_the_clip_is_the_same(name: str, folders: Any, load: Any) -> None:
+    limit = MemoryLimit(held_bytes(torch.device("cpu")) + 10**9)
+    under = load_pipeline(str(folders(name)[0]), "cpu", "fp32", memory=limit)
+    assert isinstance(under.denoiser, nn.Module)
+    assert all(value.is_meta for value in under.denoiser.state_dict().values())
+    picture = torch.full((3, 32, 48), 90, dtype=torch.uint8)
+    last = (CASES[name].format.num_frames - 1) / CASES[name].format.fps
+    shown = (Keyframe(0.0, picture),) if "image" in name else (Keyframe(0.0, picture), Keyframe(last, picture))
+    plain = load(name)
+    given = Given(shown) if plain.image_encoder is not None else Given()
+    request = GenerateRequest(PROMPT, format=CASES[name].format, num_inference_steps=2, given=given)
+    expected = generate(plain, request).clip.frames
+    for layers in (None, Layers(0)):
+        if layers is not None:
+            assert isinstance(under.memory, Fitted)
+            under.memory.parts["denoiser"].change(layers)
+        assert torch.equal(generate(under, request).clip.frames, expected)
+    assert under.memory is not None
+    assert under.memory.use is not None
+    stages = [stage.name for stage in under.memory.use.plan.stages]
+    assert stages == ["text", *(["encode"] if given.keyframes else []), "denoise", "decode"]
 
 
 def change(path: Path, **values: Any) -> None:

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from vitascope.models import FAMILIES, named
+from vitascope.models.offload.stores import FileStore
 from vitascope.models.parallel import divide_matrices
-from vitascope.nn.precision import matrix_names
+from vitascope.nn.precision import matrix_names, store_matrices
 from vitascope.parallel.ranks import Ranks
 from vitascope.weights.keys import KeyTable
 from vitascope.weights.sources import SafetensorsSource, TensorSource, Under
@@ -63,6 +64,12 @@ class Part:
         finally:
             close(self.source)
         return model.eval().requires_grad_(False)
+
+    def bare(self, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, FileStore]:
+        """The model of `load` on the meta device, and where its weights are. Raises CheckpointError."""
+        model = self.on_meta()
+        store_matrices(model, dtype)
+        return model.eval().requires_grad_(False), FileStore(model.state_dict(), self.source, self.keys)
 
 
 def close(source: TensorSource) -> None:

@@ -48,7 +48,8 @@ def known_frames(pipeline: Pipeline, fmt: ClipFormat, given: Given) -> Tensor:
         known[frame] = True
     if not known.any():
         raise InputError(f"{pipeline.name} starts from a picture: give an image or a keyframe")
-    latents = pipeline.video_codec.encode(frames.movedim(0, 1)[None].to(pipeline.device)).cpu()
+    with pipeline.at_work("video_codec", "encode"):
+        latents = pipeline.video_codec.encode(frames.movedim(0, 1)[None].to(pipeline.device)).cpu()
     mask = frame_mask(known, pipeline.video_codec.strides.time)
     return torch.cat([mask[None, :, :, None, None].expand(-1, -1, -1, *latents.shape[3:]).to(latents), latents], 1)
 

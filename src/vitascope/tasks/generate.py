@@ -19,13 +19,15 @@ from vitascope.core.protocols import Prepares
 from vitascope.core.random import generator
 from vitascope.core.shapes import ClipFormat
 from vitascope.core.tracks import AUDIO, VIDEO, TextContext, Track
-from vitascope.diffusion.guidance import GuidedDenoiser, join_tracks
+from vitascope.diffusion.guidance import Guidance, GuidedDenoiser, join_tracks
 from vitascope.diffusion.samplers import SAMPLERS, sampler_named
 from vitascope.diffusion.samplers.step import Step
 from vitascope.media.frames import fit, fit_samples
 from vitascope.media.reading import Clip
+from vitascope.models.codecs.decoding import decode_frames
 from vitascope.tasks.condition import image_tokens
 from vitascope.tasks.known import start_tracks
+from vitascope.tasks.memory import MemoryUse
 from vitascope.tasks.pipeline import PRECISIONS, Pipeline
 from vitascope.tasks.request import GenerateRequest
 
@@ -35,11 +37,15 @@ Report = Callable[[Step], None]
 
 @dataclass(frozen=True)
 class Generated:
-    """A clip, what it was made with (JSON values), and the seconds that each stage took (over its batch)."""
+    """A clip, what it was made with (JSON values), and the seconds that each stage took (over its batch).
+
+    memory: where there was a limit, what was planned for it and what was measured.
+    """
 
     clip: Clip
     recipe: dict[str, Any]
     seconds: dict[str, float] = field(default_factory=dict)
+    memory: MemoryUse | None = None
 
 
 def generate(pipeline: Pipeline, request: GenerateRequest, report: Report = lambda step: None) -> Generated:
@@ -61,17 +67,21 @@ def generate_batch(
     pipeline.check_tracks()
     for request in requests:
         _check_camera(pipeline, request)
+    if pipeline.memory is not None:
+        pipeline = pipeline.memory.fit(pipeline, requests, _is_guided(pipeline, _guidance(pipeline, first)))
     clock = _Clock()
     tracks = join_tracks([start_tracks(pipeline, r.format, r.given, r.seed) for r in requests])
     clock.lap("encode")
     denoise = _guided(pipeline, requests, first)
     clock.lap("text")
     tracks = _sample(pipeline, denoise, tracks, [request.seed for request in requests], first, report)
+    del denoise  # with it go keys and values of the texts
     clock.lap("denoise")
     frames, sounds = _decode(pipeline, tracks, first.format)
     clock.lap("decode")
+    use = None if pipeline.memory is None else pipeline.memory.use
     return [
-        Generated(_finish(pipeline, request, shown, heard), recipe_of(pipeline, request), clock.seconds)
+        Generated(_finish(pipeline, request, shown, heard), recipe_of(pipeline, request), clock.seconds, use)
         for request, shown, heard in zip(requests, frames, sounds, strict=True)
     ]
 
@@ -104,12 +114,8 @@ def _shared(request: GenerateRequest) -> tuple[object, ...]:
 
 def _guided(pipeline: Pipeline, requests: Sequence[GenerateRequest], first: GenerateRequest) -> GuidedDenoiser:
     """The denoiser with prompts, guidance and camera; without the unconditional half where nothing asks for it."""
-    assert first.guidance_scale is not None
-    guidance = pipeline.defaults.guidance
-    if first.guidance_scale != guidance.scale:
-        guidance = replace(guidance, scale=first.guidance_scale, scales={})
-    guided = any(guidance.text_scale(track) != 1 for track in pipeline.tracks)
-    cond, uncond = _texts(pipeline, requests, guided)
+    guidance = _guidance(pipeline, first)
+    cond, uncond = _texts(pipeline, requests, _is_guided(pipeline, guidance))
     cameras = [request.given.camera for request in requests if request.given.camera is not None]
     return GuidedDenoiser(
         pipeline.denoiser,
@@ -119,7 +125,21 @@ def _guided(pipeline: Pipeline, requests: Sequence[GenerateRequest], first: Gene
         guidance,
         level_grid=pipeline.defaults.schedule.grid,
         camera=torch.stack([_latent_camera(pipeline, camera) for camera in cameras]) if cameras else None,
+        max_clips=pipeline.max_clips,
     )
+
+
+def _guidance(pipeline: Pipeline, first: GenerateRequest) -> Guidance:
+    assert first.guidance_scale is not None
+    guidance = pipeline.defaults.guidance
+    return (
+        guidance if first.guidance_scale == guidance.scale else replace(guidance, scale=first.guidance_scale, scales={})
+    )
+
+
+def _is_guided(pipeline: Pipeline, guidance: Guidance) -> bool:
+    """Whether there is an unconditional half."""
+    return any(guidance.text_scale(track) != 1 for track in pipeline.tracks)
 
 
 @torch.no_grad()
@@ -131,14 +151,15 @@ def _texts(
     count, denoiser = len(requests), pipeline.denoiser
     prompts = [request.prompt for request in requests]
     prompts += [request.negative_prompt for request in requests] if guided else []
-    with _precision(pipeline):
+    with _precision(pipeline), pipeline.at_work("text_encoder", "text"):
         text = pipeline.text_encoder(prompts)
         image = image_tokens(pipeline, [request.given for request in requests])
         parts = [
             TextContext(text.embeddings[start : start + count], text.mask[start : start + count], image)
             for start in range(0, len(prompts), count)
         ]
-        if isinstance(denoiser, Prepares):
+    if isinstance(denoiser, Prepares):
+        with _precision(pipeline), pipeline.at_work("denoiser", "denoise"):
             parts = [denoiser.prepare(part) for part in parts]
     return parts[0], parts[1] if guided else None
 
@@ -175,7 +196,7 @@ def _sample(
     levels = pipeline.defaults.schedule.levels(settings.num_inference_steps, num_cells)
     sampler = sampler_named(settings.sampler)
     draw = [generator(seed, "sampler") for seed in seeds]
-    with _precision(pipeline):
+    with _precision(pipeline), pipeline.at_work("denoiser", "denoise"):
         for step in sampler(denoise, tracks, levels, path=pipeline.path, generator=draw):
             report(step)
             tracks = step.tracks
@@ -185,11 +206,11 @@ def _sample(
 @torch.no_grad()
 def _decode(pipeline: Pipeline, tracks: dict[str, Track], fmt: ClipFormat) -> tuple[Tensor, Sequence[Tensor | None]]:
     """Frames (B, T, 3, H, W) uint8 and, for each clip, samples (N,) in [-1, 1] if the model makes sound; on the CPU."""
-    with _precision(pipeline):
-        pixels = pipeline.video_codec.decode(tracks[VIDEO].values.float()).float()
-        frames = ((pixels.clamp(-1, 1) + 1.0) * 127.5).round().to(torch.uint8).movedim(1, 2).cpu()
-        if pipeline.audio_codec is None:
-            return frames, [None] * len(frames)
+    with _precision(pipeline), pipeline.at_work("video_codec", "decode"):
+        frames = decode_frames(pipeline.video_codec, tracks[VIDEO].values.float(), pipeline.decoding)
+    if pipeline.audio_codec is None:
+        return frames, [None] * len(frames)
+    with _precision(pipeline), pipeline.at_work("audio_codec", "decode"):
         sound = pipeline.audio_codec.decode(tracks[AUDIO].values.float()).float()
     return frames, list(fit_samples(sound[:, 0].clamp(-1, 1), fmt.num_samples).cpu())
 

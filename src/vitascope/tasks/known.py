@@ -141,11 +141,13 @@ def _sized(frames: Tensor, fmt: ClipFormat, what: str, whole: bool = True) -> Te
 def _encode(pipeline: Pipeline, frames: Tensor) -> Tensor:
     """Frames (T, 3, H, W) uint8 to latents (1, C, N, h, w) on the CPU."""
     pixels = frames.to(pipeline.device).movedim(0, 1)[None].float() / 127.5 - 1.0
-    return pipeline.video_codec.encode(pixels).cpu()
+    with pipeline.at_work("video_codec", "encode"):
+        return pipeline.video_codec.encode(pixels).cpu()
 
 
 @torch.no_grad()
 def _encode_audio(pipeline: Pipeline, codec: AudioCodec, samples: Tensor, count: int) -> Tensor:
     """Samples (N,) cut or padded with silence to `count` latents, (1, C, count), on the CPU."""
     padded = fit_samples(samples, count * codec.hop)
-    return codec.encode(padded[None, None].to(pipeline.device)).cpu()
+    with pipeline.at_work("audio_codec", "encode"):
+        return codec.encode(padded[None, None].to(pipeline.device)).cpu()

@@ -13,19 +13,22 @@ import torch
 from torch import nn
 
 import vitascope
-from vitascope.core.errors import CheckpointError, InputError, VitascopeError, choice
+from vitascope.core.errors import CapabilityError, CheckpointError, InputError, VitascopeError, choice
 from vitascope.core.shapes import latent_frames
 from vitascope.diffusion.paths import RectifiedFlow
-from vitascope.models import build_model
+from vitascope.models import FAMILIES, build_model
+from vitascope.models.offload.stores import FileStore, same_names
 from vitascope.models.parallel import divide_matrices
 from vitascope.nn.precision import store_matrices
 from vitascope.parallel.ranks import Ranks
 from vitascope.tasks.discover import SETTINGS, discover
+from vitascope.tasks.fitting import MemoryLimit, fit_parts
 from vitascope.tasks.pipeline import PRECISIONS, Defaults, Pipeline
 from vitascope.tasks.published import FOLDERS, Extras, load_published_pipeline
-from vitascope.weights.checkpoint import file_digest, load_checkpoint
+from vitascope.weights.checkpoint import Checkpoint, file_digest, load_checkpoint, read_head
 from vitascope.weights.config import config_from_dict
 from vitascope.weights.hub import fetch, is_hub_name
+from vitascope.weights.sources import open_source
 
 POCKET = "pocket"
 """The model that ships with the package."""
@@ -36,6 +39,8 @@ PARTS: dict[str, tuple[str, ...]] = {
     "denoiser": ("factorised",),
 }
 """The files of a pipeline, and the families that each may be of."""
+LARGE = ("denoiser", "video_codec")
+"""The parts whose weights come and go where there is a limit of memory."""
 TEXT_FOLDERS = ("text_encoder", "tokenizer")
 
 
@@ -66,6 +71,7 @@ def load_pipeline(
     *,
     text_cache: Path | None = None,
     ranks: Ranks | None = None,
+    memory: MemoryLimit | None = None,
 ) -> Pipeline:
     """The pipeline of a folder (ours, as diffusers writes it, or of a model's authors), of one file of its authors, of
     a model of the hub (OWNER/NAME or OWNER/NAME@REVISION), or "pocket" for the one in the package.
@@ -73,8 +79,12 @@ def load_pipeline(
     device: "cpu", "cuda", "cuda:1", or "auto" (a GPU if there is one). precision: "fp32", "bf16", or "auto" (bf16 where
     the device multiplies it faster). beside: what a public model needs that is not at its path. text_cache: where
     embeddings by large text encoders are kept; None keeps none. ranks: processes between which the matrices of the
-    denoiser are divided (`tasks.parallel`). Raises CheckpointError when a part is missing, damaged or of another kind.
+    denoiser are divided (`tasks.parallel`). memory: a limit to keep; weights are then read when they are needed, and a
+    clip that does not fit is refused. Raises CheckpointError when a part is missing, damaged or of another kind, and
+    CapabilityError for a limit on several processes.
     """
+    if memory is not None and ranks is not None:
+        raise CapabilityError("a limit of memory is kept by one process: leave out --memory or --parallel")
     place, beside = choose_device(device), beside or Beside()
     folder = model_place(model)
     found = discover(folder, allow_pickle=beside.allow_pickle, variant=beside.variant)
@@ -83,10 +93,20 @@ def load_pipeline(
         raise CheckpointError(f"{model} is one part of a model ({family}) and makes no clip alone")
     if found.kind != "own":
         reduced = choose_precision(precision, place)
-        return load_published_pipeline(found, model, place, reduced, beside.extras(text_cache), ranks)
+        return load_published_pipeline(found, model, place, reduced, beside.extras(text_cache), ranks, memory)
     defaults = _defaults(folder)
     files = {name: folder / f"{name}.safetensors" for name in PARTS}
-    parts: dict[str, Any] = {name: _load_part(name, path).to(place) for name, path in files.items()}
+    stores: dict[str, FileStore] = {}
+    if memory is None:
+        parts: dict[str, Any] = {name: _load_part(name, path).to(place) for name, path in files.items()}
+    else:
+        parts = {
+            name: _bare_part(name, path) if name in LARGE else _load_part(name, path).to(place)
+            for name, path in files.items()
+        }
+        for name in LARGE:
+            source = open_source(files[name])
+            stores[name] = FileStore(parts[name].state_dict(), source, same_names(source))
     _check_parts(folder, parts, defaults)
     if ranks is not None:
         divide_matrices(parts["denoiser"], ranks)
@@ -95,7 +115,7 @@ def load_pipeline(
         for name in ("denoiser", "text_encoder"):
             store_matrices(parts[name], reduced)
     config = parts["denoiser"].config
-    return Pipeline(
+    pipeline = Pipeline(
         name=model,
         **parts,
         path=RectifiedFlow(),
@@ -106,6 +126,7 @@ def load_pipeline(
         audio_patch=config.audio_patch,
         fingerprint=_fingerprint(files),
     )
+    return pipeline if memory is None else fit_parts(pipeline, stores, memory)
 
 
 def model_place(model: str) -> Path:
@@ -156,10 +177,22 @@ def _defaults(folder: Path) -> Defaults:
 
 def _load_part(name: str, path: Path) -> nn.Module:
     checkpoint = load_checkpoint(path)
+    _check_family(name, path, checkpoint)
+    return build_model(checkpoint, str(path))
+
+
+def _bare_part(name: str, path: Path) -> nn.Module:
+    """On the meta device, without its weights."""
+    head = read_head(path)
+    _check_family(name, path, head)
+    with torch.device("meta"):
+        return FAMILIES[head.family].build(head.config).eval().requires_grad_(False)
+
+
+def _check_family(name: str, path: Path, checkpoint: Checkpoint) -> None:
     if checkpoint.family not in PARTS[name]:
         valid = ", ".join(PARTS[name])
         raise CheckpointError(f"{path} holds a model of family {checkpoint.family!r}; valid families: {valid}")
-    return build_model(checkpoint, str(path))
 
 
 def _check_parts(folder: Path, parts: Mapping[str, Any], defaults: Defaults) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from math import inf
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 
@@ -22,6 +24,9 @@ from vitascope.core.tracks import AUDIO, VIDEO
 from vitascope.diffusion.guidance import Guidance
 from vitascope.diffusion.paths import Path
 from vitascope.diffusion.sampling_schedule import SamplingSchedule
+from vitascope.models.codecs.decoding import AS_IT_IS, Decoding
+from vitascope.tasks.memory import MemoryUse
+from vitascope.tasks.request import GenerateRequest
 
 PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 FrameTimes = Literal["middle", "begin", "begin_causal"]
@@ -54,13 +59,24 @@ class Defaults:
         return [max(0, i * stride - before) / fps for i in range(num_latent_frames)]
 
 
+class Residence(Protocol):
+    """What brings the parts of a pipeline to its device and takes them away."""
+
+    @property
+    def use(self) -> MemoryUse | None: ...
+    def fit(self, pipeline: Pipeline, requests: Sequence[GenerateRequest], guided: bool) -> Pipeline: ...
+    def at_work(self, part: str, stage: str) -> AbstractContextManager[object]: ...
+
+
 @dataclass(frozen=True)
 class Pipeline:
     """Models on one device with one precision; `patch` is rows and columns of latents that a video token covers.
 
     audio_codec: None where the model makes pictures without sound. image_encoder: of models that read pictures as they
     read text; num_pictures: the first alone, or the first and the last. loras: in the denoiser, FILE:SCALE each; the
-    fingerprint is then also of them.
+    fingerprint is then also of them. memory: where parts are not always on the device, what brings them there
+    (`tasks.fitting.Fitted`); their weights are there inside `at_work` alone. decoding: how frames are decoded.
+    max_clips: most clips in one call of the denoiser; None for no limit.
     """
 
     name: str
@@ -78,6 +94,14 @@ class Pipeline:
     image_encoder: ImageEncoder | None = None
     num_pictures: int = 1
     loras: tuple[str, ...] = ()
+    memory: Residence | None = None
+    decoding: Decoding = AS_IT_IS
+    max_clips: int | None = None
+
+    def at_work(self, part: str, stage: str) -> AbstractContextManager[object]:
+        """A block in which the part of that name (a field) has its weights on the device, for a stage of a clip:
+        "text", "encode", "denoise" or "decode"."""
+        return nullcontext() if self.memory is None else self.memory.at_work(part, stage)
 
     def check_format(self, fmt: ClipFormat) -> None:
         """Raise ShapeError, naming the nearest valid values, unless clips of this format can be made."""

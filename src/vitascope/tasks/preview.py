@@ -11,6 +11,7 @@ from torch import Tensor
 from vitascope.core.tracks import VIDEO
 from vitascope.diffusion.samplers.step import Step
 from vitascope.media.pictures import contact_sheet, write_picture
+from vitascope.models.codecs.decoding import decode_frames, to_uint8
 from vitascope.tasks.pipeline import Pipeline
 
 
@@ -25,8 +26,10 @@ class HasPreview(Protocol):
 def preview_frames(pipeline: Pipeline, step: Step) -> Tensor:
     """Frames (B, T, 3, h, w) uint8 of the latest estimate of the clip: small ones where the codec has a preview."""
     codec, latents = pipeline.video_codec, step.x0[VIDEO].float()
-    frames = codec.preview(latents) if isinstance(codec, HasPreview) else codec.decode(latents)
-    return ((frames.clamp(-1, 1) + 1.0) * 127.5).round().to(torch.uint8).movedim(1, 2).cpu()
+    with pipeline.at_work("video_codec", "decode"):
+        if isinstance(codec, HasPreview):
+            return to_uint8(codec.preview(latents)).movedim(1, 2).cpu()
+        return decode_frames(codec, latents, pipeline.decoding)
 
 
 def write_preview(pipeline: Pipeline, step: Step, path: Path) -> None:

@@ -23,12 +23,14 @@ from vitascope.diffusion.paths import RectifiedFlow
 from vitascope.diffusion.sampling_schedule import SamplingSchedule, ShiftBySize
 from vitascope.models.image.clip.encoder import ClipImageEncoder, load_clip
 from vitascope.models.image.clip.original import load_original
+from vitascope.models.offload.stores import FileStore
 from vitascope.models.parts import Part
 from vitascope.models.published import PUBLISHED
 from vitascope.models.text.t5.encoder import T5Files, open_t5
 from vitascope.models.text.t5.options import T5_OPTIONS, T5Options
 from vitascope.parallel.ranks import Ranks
 from vitascope.tasks.discover import CODEC, DENOISER, IMAGE, INDEX, TEXT, Found, discover
+from vitascope.tasks.fitting import MemoryLimit, OnDemand, fit_published, text_cost, text_device
 from vitascope.tasks.original import original_defaults
 from vitascope.tasks.pipeline import Defaults, Pipeline
 from vitascope.weights.foreign import ForeignConfig, read_object
@@ -155,12 +157,13 @@ def load_published_pipeline(
     precision: torch.dtype,
     extras: Extras,
     ranks: Ranks | None = None,
+    memory: MemoryLimit | None = None,
 ) -> Pipeline:
     """The pipeline of a model that was found, its matrices in `precision`; the text encoder is loaded when a prompt
     asks for it.
 
-    name: in messages and recipes. ranks: processes between which the denoiser's matrices are divided. Raises
-    CheckpointError, and CapabilityError without `transformers`.
+    name: in messages and recipes. ranks: processes between which the denoiser's matrices are divided. memory: a limit;
+    weights then come when they are needed. Raises CheckpointError, and CapabilityError without `transformers`.
     """
     kind = PIPELINES[choice("kind of pipeline", found.pipeline, PIPELINES)]
     own = kind.defaults
@@ -172,12 +175,22 @@ def load_published_pipeline(
     for role, valid in ((DENOISER, kind.denoiser), (CODEC, kind.codec)):
         _check_family(found.path, role, parts[role], PUBLISHED[valid].family)
     files = _text_files(found, extras)
-    text_encoder = open_t5(files, kind.text, cache=extras.text_cache, dtype=precision, device=device)
+    reader = device if memory is None else text_device(text_cost(files, kind.text, precision), device, memory)
+    text_encoder = open_t5(files, kind.text, cache=extras.text_cache, dtype=precision, device=reader)
+    text_encoder.device = device
     _check_text(found.path, parts[DENOISER], text_encoder.width)
-    denoiser: Any = _load(parts[DENOISER], device, precision, ranks)
-    codec: Any = _load(parts[CODEC], device, torch.float32)
+    stores: dict[str, FileStore] = {}
+    denoiser: Any
+    codec: Any
+    if memory is not None:
+        denoiser, stores["denoiser"] = _there(parts[DENOISER]).bare(precision)
+        codec, stores["video_codec"] = _there(parts[CODEC]).bare()
+    else:
+        denoiser = _there(parts[DENOISER]).load(device=device, dtype=precision, ranks=ranks)
+        codec = _there(parts[CODEC]).load(device=device)
     _check_channels(found.path, denoiser, codec)
-    return Pipeline(
+    pictures = partial(_image_encoder, found, device) if getattr(denoiser.config, "image_width", 0) else None
+    pipeline = Pipeline(
         name=name,
         denoiser=denoiser,
         text_encoder=text_encoder,
@@ -189,14 +202,15 @@ def load_published_pipeline(
         precision=precision,
         patch=denoiser.patch[1:],
         fingerprint=_fingerprint(found.path),
-        image_encoder=_image_encoder(found, device) if getattr(denoiser.config, "image_width", 0) else None,
+        image_encoder=None if pictures is None else OnDemand(pictures) if memory is not None else pictures(),
         num_pictures=2 if getattr(denoiser.config, "image_positions", 0) else 1,
     )
+    return pipeline if memory is None else fit_published(pipeline, found.path, files, stores, kind.text, memory)
 
 
-def _load(part: Part | None, device: torch.device, dtype: torch.dtype, ranks: Ranks | None = None) -> Any:
-    assert part is not None
-    return part.load(device=device, dtype=dtype, ranks=ranks)
+def _there(part: Part | None) -> Part:
+    assert part is not None  # `_check_family` refused it
+    return part
 
 
 def _codec(found: Found, extras: Extras) -> Part | None:

@@ -74,20 +74,12 @@ def load_checkpoint(path: str | Path, *, family: str | None = None, device: str 
     Raises CheckpointError if the file is missing, damaged, not a safetensors file, without a configuration, or, where
     `family` is given, of another family.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint file at {path}")
-    try:
-        with safe_open(path, framework="pt", device=device) as file:
-            metadata = dict(file.metadata() or {})
-            config = _read_config(path, metadata)
-            found = config.pop("family")
-            if family is not None and found != family:
-                raise CheckpointError(f"{path} holds a model of family {found!r}, but {family!r} is needed")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file: {_one_line(error)}") from error
-    return Checkpoint(found, config, tensors, metadata)
+    return _read(Path(path), family, device, tensors=True)
+
+
+def read_head(path: str | Path) -> Checkpoint:
+    """`load_checkpoint` without the tensors."""
+    return _read(Path(path), None, "cpu", tensors=False)
 
 
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], *, name: str = "") -> None:
@@ -140,6 +132,22 @@ def directory_digest(path: str | Path) -> str:
     for name in sorted(file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file()):
         digest.update(json.dumps([name, file_digest(root / name)]).encode() + b"\n")
     return digest.hexdigest()
+
+
+def _read(path: Path, family: str | None, device: str, tensors: bool) -> Checkpoint:
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint file at {path}")
+    try:
+        with safe_open(path, framework="pt", device=device) as file:
+            metadata = dict(file.metadata() or {})
+            config = _read_config(path, metadata)
+            found = config.pop("family")
+            if family is not None and found != family:
+                raise CheckpointError(f"{path} holds a model of family {found!r}, but {family!r} is needed")
+            names = list(file.keys()) if tensors else []
+            return Checkpoint(found, config, {name: file.get_tensor(name) for name in names}, metadata)
+    except (SafetensorError, OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file: {_one_line(error)}") from error
 
 
 def _read_config(path: Path, metadata: dict[str, str]) -> dict[str, Any]:

@@ -6,8 +6,7 @@ Tensors are read one at a time, so that a model never stands in memory twice.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -18,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vitascope.core.errors import CheckpointError
-from vitascope.weights.tensor_file import DTYPES, TensorInfo
+from vitascope.weights.plain_file import PlainFile
+from vitascope.weights.tensor_file import TensorInfo
 
 WEIGHTS = ("diffusion_pytorch_model", "model")
 """What diffusers and transformers call the weights in a folder."""
@@ -62,39 +62,33 @@ class SafetensorsSource:
     def __init__(self, places: Mapping[str, Path], label: str) -> None:
         self.label = label
         self._places = dict(places)
-        self._files: dict[Path, Any] = {}
-        self._stack = ExitStack()
+        self._files: dict[Path, PlainFile] = {}
 
     def __enter__(self) -> SafetensorsSource:
         return self
 
     def __exit__(self, *error: object) -> None:
+        for file in self._files.values():
+            file.close()
         self._files.clear()
-        self._stack.close()
 
     def names(self) -> list[str]:
         """File by file, so that reading in this order reads each file once from front to back."""
         return list(self._places)
 
     def info(self, name: str) -> TensorInfo:
-        """From the head of its file. Raises CheckpointError for a dtype that torch has not."""
-        head = self._read(name, lambda file: file.get_slice(name))
-        if head.get_dtype() not in DTYPES:
-            raise CheckpointError(f"{self._places[name]}: tensor {name} has the unknown dtype {head.get_dtype()}")
-        return TensorInfo(DTYPES[head.get_dtype()], tuple(head.get_shape()))
+        """From the head of its file."""
+        return self._file(name).info(name)
 
     def get(self, name: str) -> Tensor:
         """The tensor, on the CPU. Raises CheckpointError when its file is damaged or does not hold it."""
-        return self._read(name, lambda file: file.get_tensor(name))
+        return self._file(name).get(name)
 
-    def _read(self, name: str, read: Callable[[Any], Any]) -> Any:
+    def _file(self, name: str) -> PlainFile:
         path = self._places[name]
-        try:
-            if path not in self._files:
-                self._files[path] = self._stack.enter_context(safe_open(path, framework="pt"))
-            return read(self._files[path])
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: tensor {name} cannot be read: {_one_line(error)}") from error
+        if path not in self._files:
+            self._files[path] = PlainFile(path)
+        return self._files[path]
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor, nn
 
 from vitascope.core.errors import CheckpointError
-from vitascope.weights.keys import KeyTable, plan
+from vitascope.weights.keys import KeyTable, Move, plan
 from vitascope.weights.sources import TensorSource
 
 
@@ -31,19 +31,26 @@ def load_streaming(
     CheckpointError, naming the tensors, when the source does not fit the model; the model is then useless.
     """
     wanted = model.state_dict(keep_vars=True)
-    moves = plan(table, source.names(), label=source.label)
-    unknown = [name for move in moves for name in move.ours if name not in wanted]
-    missing = sorted(wanted.keys() - {name for move in moves for name in move.ours})
-    for names, what in ((unknown, "of another model"), (missing, "missing")):
-        if names:
-            rest = ", ..." if len(names) > 3 else ""
-            raise CheckpointError(f"{source.label}: {len(names)} weights {what} ({', '.join(names[:3])}{rest})")
+    moves = moves_into(wanted, source, table)
     for done, move in enumerate(moves, start=1):
         tensors = [source.get(name) for name in move.theirs]
         for name, tensor in zip(move.ours, move.rule.read(tensors), strict=True):
             kind = dtype if isinstance(dtype, torch.dtype) else dtype(name)
             _place(model, name, wanted[name], cut(name, tensor), source.label, device, kind)
         report(done, len(moves))
+
+
+def moves_into(names: Collection[str], source: TensorSource, table: KeyTable) -> list[Move]:
+    """How the tensors of a source become the weights of these names. Raises CheckpointError where any are missing or
+    others are there."""
+    moves = plan(table, source.names(), label=source.label)
+    made = [name for move in moves for name in move.ours]
+    unknown, missing = [name for name in made if name not in names], sorted(set(names) - set(made))
+    for found, what in ((unknown, "of another model"), (missing, "missing")):
+        if found:
+            rest = ", ..." if len(found) > 3 else ""
+            raise CheckpointError(f"{source.label}: {len(found)} weights {what} ({', '.join(found[:3])}{rest})")
+    return moves
 
 
 def _place(

@@ -11,6 +11,7 @@ chunks and tiles are exact; sub-pixel up-sampling (Shi et al. 2016) instead of t
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from math import prod
 
@@ -149,9 +150,20 @@ class CausalVideoCodec(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Normalised latents (B, C, 1 + k, h, w) to frames (B, 3, 1 + k*time, H, W), about [-1, 1]."""
+        return next(self.stream(latents))
+
+    def stream(self, latents: Tensor, chunk: int = 0) -> Iterator[Tensor]:
+        """`decode` piece by piece: the frames of `chunk` latent frames at a time, or of all (0)."""
         check_latents(latents.shape, self.latent_channels)
-        frames = self.decoder(self.denormalise(latents).movedim(1, -1)).movedim(-1, 1)
-        return frames[:, :, self.strides.time - 1 :]
+        cache, skipped = TailCache() if chunk else None, self.strides.time - 1
+        for part in latents.split(chunk or latents.shape[2], 2):
+            frames = self.decoder(self.denormalise(part).movedim(1, -1), cache).movedim(-1, 1)
+            yield frames[:, :, skipped:]
+            skipped = 0
+
+    def tile_decoder(self, latents: Tensor) -> Callable[[slice, slice, int], Iterator[Tensor]]:
+        """Rows and columns of latents and a `chunk` to `stream` of that tile (`codecs.decoding.Tiles`)."""
+        return lambda rows, columns, chunk: self.stream(latents[..., rows, columns], chunk)
 
     def preview(self, latents: Tensor) -> Tensor:
         """Normalised latents (B, C, 1 + k, h, w) to small frames (B, 3, 1 + k*time, h*preview_px, w*preview_px)."""

@@ -59,6 +59,4 @@ class DecoderStream:
 
 def decode_progressively(codec: CausalVideoCodec, latents: Tensor, chunk: int = 1) -> Iterator[Tensor]:
     """Frames of `chunk` latent frames at a time, as soon as they are ready; together they equal `codec.decode`."""
-    stream = DecoderStream(codec)
-    for start in range(0, latents.shape[2], chunk):
-        yield stream.push(latents[:, :, start : start + chunk])
+    return codec.stream(latents, chunk)

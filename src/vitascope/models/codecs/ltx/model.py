@@ -10,7 +10,7 @@ back. Memory is that of a chunk and of two frames a convolution.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import prod
 
 import torch
@@ -171,6 +171,24 @@ class LTXCodec(nn.Module):
         raw, given = self.prepare(latents, timestep, noise_scale, generator)
         for frames in self.decoder.run(raw.movedim(1, -1), given, chunk):
             yield frames.movedim(-1, 1)
+
+    def tile_decoder(
+        self,
+        latents: Tensor,
+        timestep: float = TIMESTEP,
+        noise_scale: float = NOISE_SCALE,
+        generator: torch.Generator | None = None,
+    ) -> Callable[[slice, slice, int], Iterator[Tensor]]:
+        """Rows and columns of latents and a `chunk` to `stream` of that tile (`codecs.decoding.Tiles`). Every tile gets
+        its part of the noise that the whole frame gets."""
+        raw, given = self.prepare(latents, timestep, noise_scale, generator)
+
+        def decode(rows: slice, columns: slice, chunk: int) -> Iterator[Tensor]:
+            own = [layer.crop(rows, columns) for layer in given]
+            for frames in self.decoder.run(raw[..., rows, columns].movedim(1, -1), own, chunk):
+                yield frames.movedim(-1, 1)
+
+        return decode
 
     def prepare(
         self, latents: Tensor, timestep: float, noise_scale: float, generator: torch.Generator | None

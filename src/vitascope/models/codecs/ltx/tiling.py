@@ -37,12 +37,10 @@ def decode_tiled(
 ) -> Tensor:
     """`codec.decode` tile by tile: latents (B, C, N, h, w) to frames (B, 3, T, H, W). Every tile gets its part of the
     noise that the whole frame gets."""
-    raw, given = codec.prepare(latents, timestep, noise_scale, generator)
+    decoder = codec.tile_decoder(latents, timestep, noise_scale, generator)
 
     def code(rows: Span, columns: Span) -> Tensor:
-        cells = raw[:, :, :, rows.slice(), columns.slice()].movedim(1, -1)
-        own = [layer.crop(rows.slice(), columns.slice()) for layer in given]
-        return torch.cat(list(codec.decoder.run(cells, own, chunk)), 1).movedim(-1, 1)
+        return torch.cat(list(decoder(rows.slice(), columns.slice(), chunk)), 2)
 
     size = (latents.shape[3], latents.shape[4])
     return blend_tiles(code, size, tiling, (codec.strides.height, codec.strides.width))

@@ -196,6 +196,11 @@ class WanCodec(nn.Module):
             mean, std = self._statistics(part)
             yield self.decoder(self.from_latents(part.movedim(1, -1) * std + mean), cache).movedim(-1, 1)
 
+    def tile_decoder(self, latents: Tensor) -> Callable[[slice, slice, int], Iterator[Tensor]]:
+        """Rows and columns of latents and a `chunk` to `stream` of that tile (`codecs.decoding.Tiles`). The attention
+        of each frame sees the tile alone."""
+        return lambda rows, columns, chunk: self.stream(latents[..., rows, columns], chunk)
+
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each latent channel."""
         return like.new_tensor(self.config.latent_mean), like.new_tensor(self.config.latent_std)

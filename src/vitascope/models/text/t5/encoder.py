@@ -19,7 +19,7 @@ from vitascope.models.pretrained import check_quantise, load_pretrained, transfo
 from vitascope.models.text.cache import CachedTextEncoder, CacheFolder, WhatAfter, model_identity
 from vitascope.models.text.rows import TextRow, assemble, check_prompts, warn_of_cut
 from vitascope.models.text.t5.options import T5Options
-from vitascope.models.text.t5.original import load_original, original_width
+from vitascope.models.text.t5.original import load_original, original_sizes
 from vitascope.weights.foreign import read_object
 from vitascope.weights.sources import open_source
 
@@ -54,12 +54,18 @@ class T5Files:
     @property
     def width(self) -> int:
         """Of the embeddings. Raises CheckpointError where that cannot be told."""
+        return self.sizes[0]
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Width of the embeddings, of the feed-forwards inside, and number of heads. Raises CheckpointError."""
         if self.encoder.is_file():
-            return original_width(open_source(self.encoder, allow_pickle=self.allow_pickle))
-        width = read_object(self.encoder / "config.json").get("d_model")
+            return original_sizes(open_source(self.encoder, allow_pickle=self.allow_pickle))
+        config = read_object(self.encoder / "config.json")
+        width, hidden, heads = (config.get(name) for name in ("d_model", "d_ff", "num_heads"))
         if not isinstance(width, int):
             raise CheckpointError(f"{self.encoder / 'config.json'} lacks the width d_model of an encoder")
-        return width
+        return width, int(hidden or 0), int(heads or 0)
 
 
 class T5TextEncoder(nn.Module):

@@ -40,12 +40,19 @@ KEYS: KeyTable = (
 """Of the authors' names, to those of `transformers`."""
 
 
-def original_width(source: TensorSource) -> int:
-    """Width of the embeddings of an encoder in a file. Raises CheckpointError where it is another model."""
+def original_sizes(source: TensorSource) -> tuple[int, int, int]:
+    """Width of the embeddings of an encoder in a file, of its feed-forwards, and its heads.
+
+    Raises CheckpointError where it is another model.
+    """
     shapes = Shapes(source)
     if any(mark not in shapes for mark in MARKS):
         raise CheckpointError(f"{source.label} holds no text encoder as Wan's authors write it")
-    return shapes.axis("token_embedding.weight", 1)
+    return (
+        shapes.axis("token_embedding.weight", 1),
+        shapes.axis("blocks.0.ffn.fc1.weight", 0),
+        shapes.axis("blocks.0.pos_embedding.embedding.weight", 1),
+    )
 
 
 def load_original(source: TensorSource, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> nn.Module:
@@ -53,16 +60,16 @@ def load_original(source: TensorSource, *, dtype: torch.dtype, device: torch.dev
 
     Raises CheckpointError where the tensors do not fit, CapabilityError without `transformers`.
     """
-    library, shapes, width = transformers("text encoders of public checkpoints"), Shapes(source), original_width(source)
-    buckets, heads = shapes["blocks.0.pos_embedding.embedding.weight"]
+    library, shapes = transformers("text encoders of public checkpoints"), Shapes(source)
+    width, hidden, heads = original_sizes(source)
     config = library.UMT5Config(
         vocab_size=shapes.axis("token_embedding.weight", 0),
         d_model=width,
         d_kv=shapes.axis("blocks.0.attn.q.weight", 0) // heads,
-        d_ff=shapes.axis("blocks.0.ffn.fc1.weight", 0),
+        d_ff=hidden,
         num_layers=shapes.count("blocks"),
         num_heads=heads,
-        relative_attention_num_buckets=buckets,
+        relative_attention_num_buckets=shapes.axis("blocks.0.pos_embedding.embedding.weight", 0),
         relative_attention_max_distance=MAX_DISTANCE,
         feed_forward_proj="gated-gelu",
         attn_implementation="sdpa",

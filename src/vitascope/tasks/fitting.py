@@ -1,0 +1,233 @@
+"""Pipelines whose parts come to the device when they work, in the way that a limit of memory asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitascope.core.errors import InputError
+from vitascope.core.memory import PeakMemory, available_bytes, format_bytes, held_bytes, release_freed_memory
+from vitascope.core.protocols import ImageEncoder
+from vitascope.models.offload.offloaded import IN_TURN, WHOLE, Offloaded
+from vitascope.models.offload.stores import FileStore, KeptStore, Store
+from vitascope.models.parts import close
+from vitascope.models.text.t5.encoder import T5Files
+from vitascope.models.text.t5.options import T5Options
+from vitascope.nn.storage import Storage
+from vitascope.tasks.footprint import Clips, PipelineCosts, TextCost
+from vitascope.tasks.memory import MemoryPlan, MemoryUse, choose_plan
+from vitascope.tasks.pipeline import Pipeline
+from vitascope.tasks.request import GenerateRequest
+from vitascope.weights.sources import open_source
+
+SETTLED_BYTES = 4 << 20
+"""A process that grows by less while nothing is made in it has come to rest."""
+HOST_SHARE = 0.7
+"""Of the machine's free memory that may hold weights on their way to a GPU; what is larger stays in its files."""
+
+
+@dataclass(frozen=True)
+class MemoryLimit:
+    """What models may take of the memory of their device, in bytes: on a CPU with all else that the process holds.
+
+    lossy: layers may be kept in fp8. on_plan: told of each plan before it is carried out.
+    """
+
+    num_bytes: int
+    lossy: bool = False
+    on_plan: Callable[[MemoryPlan], None] = lambda plan: None
+
+
+class Fitted:
+    """`tasks.pipeline.Residence` that keeps a limit: plans for what is asked for, and moves parts as planned.
+
+    parts: the models whose weights come and go, by their field of the pipeline. text: of an encoder that comes and goes
+    by itself. One clip, or batch of clips, is made at a time. Raises InputError for a limit that is used up already.
+    """
+
+    def __init__(
+        self,
+        parts: Mapping[str, Offloaded],
+        device: torch.device,
+        limit: MemoryLimit,
+        text: TextCost | None = None,
+        image_bytes: int = 0,
+        exact_storages: Sequence[Storage] = (),
+    ) -> None:
+        self.parts, self.device, self.limit = dict(parts), device, limit
+        self._text, self._image_bytes, self._exact_storages = text, image_bytes, exact_storages
+        self._plans: dict[Clips, MemoryPlan] = {}
+        self._working: list[str] = []
+        self._start = held_bytes(device)
+        self._measured: dict[str, int] = {}
+        self._plan: MemoryPlan | None = None
+        if self.room <= 0:
+            before = format_bytes(self._start)
+            raise InputError(f"memory {format_bytes(limit.num_bytes)} is too little: {before} are taken before a model")
+
+    @property
+    def room(self) -> int:
+        """Bytes that are left to models."""
+        return self.limit.num_bytes - self._start
+
+    @property
+    def use(self) -> MemoryUse | None:
+        """Of the clips made last."""
+        return None if self._plan is None else MemoryUse(self._plan, dict(self._measured))
+
+    def fit(self, pipeline: Pipeline, requests: Sequence[GenerateRequest], guided: bool) -> Pipeline:
+        """The pipeline as it should make these clips. Raises InputError where no plan keeps the limit."""
+        clips = clips_of(pipeline, requests, guided)
+        if clips not in self._plans:
+            costs = PipelineCosts(pipeline, self.parts, clips, self._text, self._image_bytes, self._exact_storages)
+            self._plans[clips] = self._choose(costs)
+        plan = self._plans[clips]
+        if plan is not self._plan:
+            self.limit.on_plan(plan)
+            for name, part in self.parts.items():
+                part.change(plan.denoising.layers if name == "denoiser" else WHOLE if plan.together else IN_TURN)
+                if plan.together:
+                    part.bring()
+        self._plan, self._measured = plan, {}
+        most = None if plan.denoising.branches_together else len(requests)
+        return replace(pipeline, decoding=plan.decoding, max_clips=most)
+
+    def _choose(self, costs: PipelineCosts) -> MemoryPlan:
+        """The plan; what finding it out has left behind in the process is not the models' to use."""
+        while True:
+            before = self.room
+            plan = choose_plan(costs, before, taken=self._start, lossy=self.limit.lossy)
+            if not any(part.present for part in self.parts.values()):
+                release_freed_memory()
+                self._start = max(self._start, held_bytes(self.device))
+            if self.room >= before - SETTLED_BYTES:
+                return plan
+
+    @contextmanager
+    def at_work(self, part: str, stage: str) -> Iterator[None]:
+        """A block in which a part is on the device and, unless all stay together, no other; measured as `stage`."""
+        together = self._plan is not None and self._plan.together
+        with PeakMemory(self.device) as peak:
+            self._bring(part, together)
+            self._working.append(part)
+            try:
+                yield
+            finally:
+                self._working.pop()
+                if self._working:
+                    self._bring(self._working[-1], together)
+        found = max(0, peak.start + peak.growth - self._start)
+        self._measured[stage] = max(found, self._measured.get(stage, 0))
+
+    def release(self) -> None:
+        """Take all weights away."""
+        for part in self.parts.values():
+            part.away()
+
+    def _bring(self, name: str, together: bool) -> None:
+        if not together:
+            for other, part in self.parts.items():
+                if other != name and part.present:
+                    part.away()
+        if name in self.parts:
+            self.parts[name].bring()
+
+
+class OnDemand:
+    """`core.protocols.ImageEncoder` that is loaded for each call and released after it."""
+
+    def __init__(self, load: Callable[[], ImageEncoder]) -> None:
+        self._load = load
+
+    def __call__(self, pictures: Tensor) -> Tensor:
+        return self._load()(pictures)
+
+
+def clips_of(pipeline: Pipeline, requests: Sequence[GenerateRequest], guided: bool) -> Clips:
+    """What of some requests says how much memory they take."""
+    first = requests[0]
+    stride, frames = pipeline.video_codec.strides.time, 0
+    for given in (request.given for request in requests):
+        if given.video is not None or pipeline.denoiser.capabilities.condition_channels:
+            frames = first.format.num_frames
+        elif given.past is not None:
+            frames = max(frames, len(given.past))
+        elif given.keyframes:
+            frames = max(frames, 1 + stride)
+    return Clips(first.format, len(requests), guided, first.given.camera is not None, frames)
+
+
+def fit_parts(pipeline: Pipeline, stores: Mapping[str, FileStore], limit: MemoryLimit, **more: Any) -> Pipeline:
+    """A pipeline whose parts are on the meta device, with weights that come from `stores`. more: as `Fitted` has it."""
+    device, parts = pipeline.device, {}
+    for name, store in stores.items():
+        module: Any = getattr(pipeline, name)
+        parts[name] = Offloaded(module, _near(store, module, device), device, WHOLE, _regions(name, module))
+    return replace(pipeline, memory=Fitted(parts, device, limit, **more))
+
+
+def fit_published(
+    pipeline: Pipeline,
+    folder: Path,
+    texts: T5Files,
+    stores: Mapping[str, FileStore],
+    options: T5Options,
+    limit: MemoryLimit,
+) -> Pipeline:
+    """`fit_parts` of a public model, with what its encoders of texts and pictures take."""
+    exact: tuple[Storage, ...] = ()
+    source = stores["denoiser"].source
+    if pipeline.precision == torch.float32:
+        kinds = {source.info(name).dtype for name in source.names()}
+        exact = ("bf16",) if kinds == {torch.bfloat16} else ()
+    pictures = folder / "image_encoder"
+    image = 4 * _num_values(pictures) if pipeline.image_encoder is not None and pictures.is_dir() else 0
+    text = text_cost(texts, options, pipeline.precision)
+    if text_device(text, pipeline.device, limit) != pipeline.device:
+        text = replace(text, weights=0, width=0, hidden=0, heads=0)  # nothing of it is on the device
+    return fit_parts(pipeline, stores, limit, text=text, image_bytes=image, exact_storages=exact)
+
+
+def text_cost(files: T5Files, options: T5Options, dtype: torch.dtype) -> TextCost:
+    """Of a T5 encoder."""
+    width, hidden, heads = files.sizes
+    return TextCost(_num_values(files.encoder) * dtype.itemsize, options.max_tokens, width, hidden, heads)
+
+
+def text_device(text: TextCost, device: torch.device, limit: MemoryLimit) -> torch.device:
+    """Where prompts are read: on the CPU where the encoder alone would take the GPU's limit."""
+    fits = text.weights + text.working(2, 4) < limit.num_bytes
+    return device if fits or device.type == "cpu" else torch.device("cpu")
+
+
+def _num_values(place: Path) -> int:
+    """Numbers in the weights of an encoder, without those of a decoder beside it."""
+    source = open_source(place, allow_pickle=True)  # a file of the authors was allowed when it was found
+    names = [name for name in source.names() if not name.startswith(("decoder.", "lm_head."))]
+    num_values = sum(prod(source.info(name).shape) for name in names)
+    close(source)
+    return num_values
+
+
+def _near(store: FileStore, module: nn.Module, device: torch.device) -> Store:
+    """Weights for a GPU wait in the machine's memory where there is room for them."""
+    like = module.state_dict()
+    size = sum(tensor.numel() * tensor.element_size() for tensor in like.values())
+    if device.type != "cuda" or size > HOST_SHARE * available_bytes():
+        return store
+    return KeptStore.fill(store, like, pinned=True)
+
+
+def _regions(name: str, module: Any) -> list[nn.Module]:
+    """The layers of a denoiser, and the two halves of a codec, which never work at once."""
+    if name == "denoiser":
+        return list(getattr(module, "regions", ()))
+    halves = [getattr(module, half, None) for half in ("encoder", "decoder")]
+    return [half for half in halves if isinstance(half, nn.Module)]

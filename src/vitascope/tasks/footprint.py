@@ -1,0 +1,249 @@
+"""What making a clip takes: weights by their sizes, and what is worked out with them by running the same code on
+tensors without values (`nn.footprint`). No weights are needed for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import cache
+from inspect import signature
+from math import prod
+from typing import Any
+
+import torch
+from torch import nn
+
+from vitascope.core.shapes import ClipFormat, latent_frames, num_audio_latents
+from vitascope.core.tracks import AUDIO, VIDEO, TextContext, Track
+from vitascope.diffusion.guidance import Guidance, GuidedDenoiser
+from vitascope.models.codecs.decoding import AS_IT_IS, Decoding, Streams, Tiles, decode_frames
+from vitascope.models.offload.offloaded import IN_TURN, Layers, Offloaded, WeightBytes
+from vitascope.nn.footprint import Footprint, footprint, hollow, without_values
+from vitascope.nn.storage import Storage
+from vitascope.nn.tiling import Tiling
+from vitascope.tasks.memory import StagePeak
+from vitascope.tasks.pipeline import Pipeline
+
+STEADY_FRAMES = 6
+"""Latent frames, at least, after which a codec that goes chunk by chunk holds no more than before."""
+SAMPLER_COPIES = 8
+"""Times the tracks that samplers hold beside a call of the denoiser, in fp32: two estimates back, what is combined."""
+KERNEL_BYTES = {"cpu": 24 << 20, "cuda": 96 << 20}
+"""What libraries of kernels take for themselves: workspaces and packed matrices, beside all tensors."""
+TILES = (48, 32, 24, 16, 12, 8)
+"""Sides of tiles in latents, tried from the largest."""
+
+
+@dataclass(frozen=True)
+class TextCost:
+    """A text encoder that comes for the prompts and goes again: its weights, and the sizes that its work follows from.
+
+    tokens: most of a prompt; width, hidden, heads: of its layers.
+    """
+
+    weights: int
+    tokens: int
+    width: int
+    hidden: int
+    heads: int
+
+    def working(self, num_prompts: int, bytes_each: int) -> int:
+        """Alive at once in a layer: the states and a normalised copy, queries, keys and values, the gated units of the
+        feed-forward, and the bias of the positions for every pair of tokens, once for all and once for the batch."""
+        rows = num_prompts * self.tokens
+        states = rows * (6 * self.width + 3 * self.hidden) * max(bytes_each, 4)
+        pairs = (2 + 2 * num_prompts) * self.heads * self.tokens**2 * max(bytes_each, 4)
+        return states + pairs
+
+
+@dataclass(frozen=True)
+class Clips:
+    """What is made: clips of one format, and what of it follows from the request.
+
+    guided: with an unconditional half. encoded_frames: frames that the codec reads at a time, 0 for none.
+    """
+
+    format: ClipFormat
+    count: int = 1
+    guided: bool = True
+    camera: bool = False
+    encoded_frames: int = 0
+
+
+class PipelineCosts:
+    """`tasks.memory.Costs` of clips made by a pipeline, with the parts in `parts` (the denoiser is one)."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        parts: Mapping[str, Offloaded],
+        clips: Clips,
+        text: TextCost | None = None,
+        image_bytes: int = 0,
+        exact_storages: Sequence[Storage] = (),
+    ) -> None:
+        self.pipeline, self.parts, self.clips = pipeline, dict(parts), clips
+        self.exact_storages = exact_storages
+        self._text, self._image_bytes = text, image_bytes
+        self._kernels = KERNEL_BYTES.get(pipeline.device.type, KERNEL_BYTES["cuda"])
+        self.denoise, self.decode = cache(self._denoise), cache(self._decode)
+        self.encode, self.text = cache(self._encode), cache(self._text_stage)
+
+    @property
+    def denoiser(self) -> WeightBytes:
+        """Its weights."""
+        return self.parts["denoiser"].weight_bytes()
+
+    @property
+    def others(self) -> int:
+        """Weights of all other parts that stay if everything does."""
+        return sum(part.weight_bytes().total for name, part in self.parts.items() if name != "denoiser")
+
+    @property
+    def decodings(self) -> list[Decoding]:
+        """What the video codec offers, the fastest first."""
+        codec, fmt = self.pipeline.video_codec, self.clips.format
+        choices = [AS_IT_IS]
+        if isinstance(codec, Streams):
+            choices += [Decoding(chunk) for chunk in (4, 1)]
+        side = max(fmt.height_px // codec.strides.height, fmt.width_px // codec.strides.width)
+        if isinstance(codec, Tiles):
+            choices += [Decoding(1, Tiling(tile, 3 * tile // 8)) for tile in TILES if tile < side]
+        return choices
+
+    def layers(self, layers: Layers) -> int:
+        """Of the denoiser's weights, with layers kept that way."""
+        return self.parts["denoiser"].device_bytes(layers)
+
+    def _text_stage(self) -> StagePeak | None:
+        prompts = self.clips.count * (1 + self.clips.guided)
+        bytes_each = self.pipeline.precision.itemsize
+        if self._text is not None:
+            working = self._text.working(prompts, bytes_each)
+            return StagePeak("text", self._text.weights + self._image_bytes, working + self._kernels)
+        if "text_encoder" in self.parts:
+            return StagePeak("text", self.parts["text_encoder"].weight_bytes().total, self._kernels)
+        return None
+
+    def _encode(self) -> StagePeak | None:
+        frames, fmt = self.clips.encoded_frames, self.clips.format
+        if not frames:
+            return None
+        with without_values(), self._precision():
+            codec = self._bare(self.pipeline.video_codec)
+            pixels = torch.empty(1, 3, frames, fmt.height_px, fmt.width_px)
+            working = footprint(lambda: codec.encode(pixels)).peak + 2 * pixels.numel() * pixels.element_size()
+        return StagePeak("encode", self._weights("video_codec"), working + self._packed("video_codec"))
+
+    def _denoise(self, together: bool) -> int:
+        """Keys and values of the texts, and what one call with all its branches, or each on its own, holds at most."""
+        module: Any = self.pipeline.denoiser
+        config: Any = getattr(module, "config", None)
+        depth = getattr(config, "depth", 0)
+        if depth > 3 and not getattr(config, "exchanges", ()):
+            # all layers are alike: each one more adds what it keeps of the texts
+            short, longer = (self._call(replace(config, depth=d), together).peak for d in (2, 3))
+            peak = longer + (depth - 3) * max(0, longer - short)
+        else:
+            peak = self._call(config, together).peak
+        values = sum(prod(track.values.shape) for track in self._tracks("meta").values())
+        return peak + SAMPLER_COPIES * 4 * values + self._kernels
+
+    def _call(self, config: Any, together: bool) -> Footprint:
+        own, clips = self.pipeline.defaults.guidance, self.clips
+        # how strongly does not matter, and that it may be for a part of the steps only neither
+        guidance = Guidance(2.0 if clips.guided else 1.0, cross_modal=own.cross_modal, rescale=own.rescale)
+        with without_values(), self._precision():
+            denoiser: Any = self._bare(self.pipeline.denoiser, config)
+            tracks, texts = self._tracks("cpu"), [self._words() for _ in range(1 + clips.guided)]
+            prepare = getattr(denoiser, "prepare", lambda text: text)  # `core.protocols.Prepares`
+            camera = torch.empty(clips.count, tracks[VIDEO].values.shape[2], 7) if clips.camera else None
+
+            def run() -> object:
+                ready = [prepare(text) for text in texts]
+                most = None if together else clips.count
+                call = GuidedDenoiser(
+                    denoiser, self.pipeline.path, ready[0], ready[-1], guidance, camera=camera, max_clips=most
+                )
+                return ready, call(tracks)
+
+            return footprint(run)
+
+    def _decode(self, how: Decoding) -> StagePeak:
+        """With more latent frames than a chunk needs to come to rest, the clip's frames are added by their size."""
+        codec, fmt, clips = self.pipeline.video_codec, self.clips.format, self.clips
+        count = latent_frames(fmt.num_frames, codec.strides.time)
+        chunk = _own_chunk(codec) if how.chunk is None else how.chunk
+        traced = min(count, max(STEADY_FRAMES, 1 + 3 * chunk)) if chunk else count
+        with without_values(), self._precision():
+            bare = self._bare(codec)
+            grid = (fmt.height_px // codec.strides.height, fmt.width_px // codec.strides.width)
+            if how.tiling is not None:
+                grid = (min(grid[0], how.tiling.tile), min(grid[1], how.tiling.tile))
+            latents = torch.empty(clips.count, codec.latent_channels, traced, *grid)
+            inner = replace(how, tiling=None)
+            working = footprint(lambda: decode_frames(bare, latents, inner)).peak
+        side = codec.strides.height * codec.strides.width
+        # the 8-bit frames lie in the machine's memory, which is the device's on a CPU alone
+        working -= 3 * clips.count * (1 + (traced - 1) * codec.strides.time) * prod(grid) * side
+        if self.pipeline.device.type == "cpu":
+            values = 3 * clips.count * fmt.num_frames * fmt.height_px * fmt.width_px
+            working += values * (1 if how.tiling is None else 5)
+        return StagePeak("decode", self._weights("video_codec"), working + self._packed("video_codec"))
+
+    def _weights(self, name: str) -> int:
+        """Of a codec alone on the device: its encoder or its decoder, in turn."""
+        return self.parts[name].device_bytes(IN_TURN) if name in self.parts else 0
+
+    def _packed(self, name: str) -> int:
+        """What kernels take, with twice the largest convolution's: it is packed anew for a call."""
+        return self._kernels + (2 * self.parts[name].largest_bytes() if name in self.parts else 0)
+
+    def _words(self) -> TextContext:
+        config: Any = getattr(self.pipeline.denoiser, "config", None)
+        tokens = self._text.tokens if self._text is not None else 32
+        words = torch.empty(self.clips.count, tokens, config.text_width, dtype=self.pipeline.precision)
+        image = None
+        if getattr(config, "image_width", 0):
+            places = config.image_positions or 257 * self.pipeline.num_pictures
+            image = torch.empty(self.clips.count, places, config.image_width)
+        return TextContext(words, torch.ones(self.clips.count, tokens, dtype=torch.bool), image)
+
+    def _tracks(self, device: str) -> dict[str, Track]:
+        """The tracks as `known.start_tracks` gives them: a level for each latent frame."""
+        pipeline, fmt, count = self.pipeline, self.clips.format, self.clips.count
+        codec, audio = pipeline.video_codec, pipeline.audio_codec
+        frames = latent_frames(fmt.num_frames, codec.strides.time)
+        grid = (frames, fmt.height_px // codec.strides.height, fmt.width_px // codec.strides.width)
+        made = lambda *shape: torch.empty(shape, device=device)  # noqa: E731
+        extra = pipeline.denoiser.capabilities.condition_channels
+        condition = made(count, extra, *grid) if extra else None
+        tracks = {
+            VIDEO: Track(
+                made(count, codec.latent_channels, *grid), made(count, 1, frames, 1, 1), made(frames), condition
+            )
+        }
+        if audio is not None:
+            num = num_audio_latents(fmt.duration_s, audio.sample_rate_hz / audio.hop, pipeline.audio_patch)
+            tracks[AUDIO] = Track(made(count, audio.latent_channels, num), made(count, 1, num), made(num))
+        return tracks
+
+    def _bare(self, part: object, config: Any = None) -> Any:
+        """A part without values, its weights in the dtypes that it has."""
+        assert isinstance(part, nn.Module)
+        own: Any = part
+        return hollow(lambda: type(own)(own.config if config is None else config), part.state_dict(keep_vars=True))
+
+    def _precision(self) -> AbstractContextManager[object]:
+        """Autocast as the pipeline runs its parts in; tensors without values say that they are on the CPU."""
+        reduced = self.pipeline.precision != torch.float32
+        return torch.autocast("cpu", self.pipeline.precision if reduced else torch.bfloat16, enabled=reduced)
+
+
+def _own_chunk(codec: object) -> int:
+    """Latent frames at a time that a codec decodes by itself; 0 for all."""
+    if not isinstance(codec, Streams):
+        return 0
+    return int(signature(codec.stream).parameters["chunk"].default)

@@ -1,0 +1,104 @@
+"""A safetensors file read by plain reads instead of being mapped into memory.
+
+Mapped pages count as memory of the process for as long as the file is mapped, beside the copy that the model gets: a
+run with a limit to keep would hold its weights twice. Tensors read here are memory of their own.
+Format: https://huggingface.co/docs/safetensors (8 bytes header length, JSON header, tensor data).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitascope.core.errors import CheckpointError
+from vitascope.weights.tensor_file import DTYPES, TensorInfo
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A tensor and its first byte in the file."""
+
+    info: TensorInfo
+    start: int
+
+
+class PlainFile:
+    """Tensors of one file by name; threads may read at the same time. Raises CheckpointError for a damaged file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        try:
+            self._file = path.open("rb", buffering=0)
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+        weakref.finalize(self, self._file.close)
+        try:
+            self._places = self._read_head()
+        except CheckpointError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Nothing can be read after it."""
+        self._file.close()
+
+    def info(self, name: str) -> TensorInfo:
+        """Dtype and shape of a tensor. Raises CheckpointError for one that is not there."""
+        return self._place(name).info
+
+    def get(self, name: str) -> Tensor:
+        """The tensor, on the CPU. Raises CheckpointError where the file does not hold it, or not the whole of it."""
+        place = self._place(name)
+        size = place.info.num_bytes
+        flat = torch.empty(size, dtype=torch.uint8)
+        view, done = flat.numpy().data, 0
+        try:
+            with self._lock:
+                self._file.seek(place.start)
+                while done < size:
+                    got = self._file.readinto(view[done:])
+                    if not got:
+                        raise CheckpointError(f"{self.path}: tensor {name} cannot be read: the file is cut short")
+                    done += got
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self.path}: tensor {name} cannot be read: {error}") from error
+        return flat.view(place.info.dtype).view(place.info.shape)
+
+    def _place(self, name: str) -> _Place:
+        if name not in self._places:
+            raise CheckpointError(f"{self.path}: tensor {name} cannot be read: it is not there")
+        return self._places[name]
+
+    def _read_head(self) -> dict[str, _Place]:
+        total = os.fstat(self._file.fileno()).st_size
+        size = int.from_bytes(self._file.read(8), "little")
+        if not 0 < size <= total - 8:
+            raise CheckpointError(f"{self.path} is not a readable safetensors file: its head is cut short")
+        try:
+            head: dict[str, Any] = json.loads(self._file.read(size))
+            entries = {name: entry for name, entry in head.items() if name != "__metadata__"}
+            places = {name: _place(entry, 8 + size) for name, entry in entries.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{self.path} is not a readable safetensors file: its head is damaged, or of a newer kind"
+            ) from error
+        if any(place.start + place.info.num_bytes > total for place in places.values()):
+            raise CheckpointError(f"{self.path} is not a readable safetensors file: it is cut short")
+        return places
+
+
+def _place(entry: dict[str, Any], start: int) -> _Place:
+    info = TensorInfo(DTYPES[entry["dtype"]], tuple(int(size) for size in entry["shape"]))
+    begin, end = entry["data_offsets"]
+    if not 0 <= begin <= end or end - begin != info.num_bytes:
+        raise ValueError
+    return _Place(info, start + begin)

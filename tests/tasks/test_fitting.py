@@ -1,0 +1,241 @@
+"""Pipelines under a limit of memory: the same clips, in less memory, and usable after whatever goes wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from vitascope.core.errors import CheckpointError, InputError
+from vitascope.core.memory import held_bytes, release_freed_memory
+from vitascope.core.shapes import ClipFormat
+from vitascope.core.tracks import TextContext
+from vitascope.diffusion.guidance import Guidance
+from vitascope.diffusion.paths import RectifiedFlow
+from vitascope.diffusion.samplers.step import Step
+from vitascope.models.codecs.wan.config import WanCodecConfig
+from vitascope.models.codecs.wan.model import WanCodec
+from vitascope.models.offload.offloaded import Layers
+from vitascope.models.offload.stores import FileStore, same_names
+from vitascope.models.wan.config import WanConfig
+from vitascope.models.wan.model import WanDenoiser
+from vitascope.tasks.fitting import Fitted, MemoryLimit, OnDemand, clips_of, fit_parts, text_device
+from vitascope.tasks.footprint import Clips, PipelineCosts, TextCost
+from vitascope.tasks.generate import generate
+from vitascope.tasks.load import load_pipeline
+from vitascope.tasks.memory import MemoryPlan
+from vitascope.tasks.pipeline import Defaults, Pipeline
+from vitascope.tasks.preview import preview_frames
+from vitascope.tasks.request import GenerateRequest, Given, Keyframe
+from vitascope.weights.checkpoint import save_checkpoint
+from vitascope.weights.sources import open_source
+
+MB = 10**6
+CPU = torch.device("cpu")
+# 8 layers of 17 MB
+CONFIG = WanConfig(width=512, depth=8, num_heads=8, hidden=2048, in_channels=4, out_channels=4, text_width=32)
+CODEC = WanCodecConfig(4, latent_channels=4, blocks=1, latent_mean=(0.0,) * 4, latent_std=(1.0,) * 4)
+FORMAT = ClipFormat(64, 32, 16.0, 5)
+REQUEST = GenerateRequest("a red ball", format=FORMAT, num_inference_steps=2)
+
+
+class Words:
+    """A text encoder without weights."""
+
+    def __call__(self, prompts: Sequence[str]) -> TextContext:
+        words = torch.randn(len(prompts), 7, CONFIG.text_width, generator=torch.Generator().manual_seed(len(prompts)))
+        return TextContext(words, torch.ones(words.shape[:2], dtype=torch.bool))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    parts: dict[str, nn.Module] = {"denoiser": WanDenoiser(CONFIG), "video_codec": WanCodec(CODEC)}
+    for name, module in parts.items():
+        for parameter in module.parameters():
+            nn.init.uniform_(parameter, -0.1, 0.1)
+        save_checkpoint(folder / f"{name}.safetensors", module.state_dict(), name, {})
+    return folder
+
+
+def limited(folder: Path, limit_mb: int, plans: list[MemoryPlan] | None = None, lossy: bool = False) -> Pipeline:
+    """The pipeline under a limit for models alone."""
+    with torch.device("meta"):
+        denoiser: Any = WanDenoiser(CONFIG).eval().requires_grad_(False)
+        codec: Any = WanCodec(CODEC).eval().requires_grad_(False)
+    stores = {}
+    for name, module in (("denoiser", denoiser), ("video_codec", codec)):
+        source = open_source(folder / f"{name}.safetensors")
+        stores[name] = FileStore(module.state_dict(), source, same_names(source))
+    defaults = Defaults(FORMAT, 2, Guidance(5.0), "euler")
+    pipeline = Pipeline("wan", denoiser, Words(), codec, None, RectifiedFlow(), defaults, CPU, torch.float32, (2, 2))
+    release_freed_memory()
+    told = [] if plans is None else plans
+    limit = MemoryLimit(held_bytes(CPU) + limit_mb * MB, lossy, told.append)
+    return fit_parts(pipeline, stores, limit, text=TextCost(0, 7, 1, 1, 1))
+
+
+def kept(pipeline: Pipeline) -> Fitted:
+    assert isinstance(pipeline.memory, Fitted)
+    return pipeline.memory
+
+
+def test_less_memory_gives_the_same_clip_and_really_is_less(weights: Path) -> None:
+    made, plans = [], list[MemoryPlan]()
+    for limit_mb in (1000, 110):
+        pipeline = limited(weights, limit_mb, plans)
+        made.append(generate(pipeline, REQUEST))
+        kept(pipeline).release()
+    assert [plan.together for plan in plans] == [True, False]
+    assert plans[1].denoising.layers.resident in (1, 2)
+    assert torch.equal(made[0].clip.frames, made[1].clip.frames)
+    uses = [clip.memory for clip in made]
+    assert uses[0] is not None
+    assert uses[1] is not None
+    whole, less = (use.measured["denoise"] for use in uses if use is not None)
+    # 139 MB of weights at least in one; in the other at most the limit, and what the allocator has left lying around
+    assert whole > 135 * MB
+    assert less < 125 * MB
+    assert set(uses[1].measured) == {"text", "denoise", "decode"}
+    assert len(uses[1].lines()) == 5
+
+
+def test_what_is_predicted_follows_the_size_of_the_clip(weights: Path) -> None:
+    pipeline = limited(weights, 1000)
+    parts = kept(pipeline).parts
+    small, large = (PipelineCosts(pipeline, parts, Clips(replace(FORMAT, num_frames=frames))) for frames in (5, 33))
+    assert small.denoise(True) > small.denoise(False)
+    assert large.denoise(True) > small.denoise(True)
+    assert large.decode(large.decodings[0]).working > small.decode(small.decodings[0]).working
+    assert small.encode() is None
+    reading = PipelineCosts(pipeline, parts, Clips(FORMAT, encoded_frames=5)).encode()
+    assert reading is not None
+    assert reading.working > 5 * 3 * 64 * 32 * 4
+
+
+def test_both_branches_are_counted_wherever_guidance_comes_from(weights: Path) -> None:
+    pipeline = limited(weights, 1000)
+    parts, asked = kept(pipeline).parts, Guidance(1.0, interval=(0.2, 0.8))
+    distilled = replace(pipeline, defaults=replace(pipeline.defaults, guidance=asked))
+    guided, plain = (PipelineCosts(distilled, parts, Clips(FORMAT, guided=guided)) for guided in (True, False))
+    assert guided.denoise(True) == PipelineCosts(pipeline, parts, Clips(FORMAT)).denoise(True)
+    assert guided.denoise(True) > plain.denoise(True)
+
+
+def test_of_many_equal_layers_a_few_tell_what_all_hold(weights: Path) -> None:
+    pipeline = limited(weights, 1000)
+    costs = PipelineCosts(pipeline, kept(pipeline).parts, Clips(FORMAT))
+    whole = costs._call(CONFIG, True).peak
+    two, three = (costs._call(replace(CONFIG, depth=depth), True).peak for depth in (2, 3))
+    assert three + 5 * (three - two) == whole
+
+
+def test_a_limit_that_nothing_fits_is_refused_before_any_weight_is_read(weights: Path) -> None:
+    pipeline = limited(weights, 30)
+    with pytest.raises(InputError, match=r"the stage 'denoise' needs .* guidance scale of 1"):
+        generate(pipeline, REQUEST)
+    assert not any(part.present for part in kept(pipeline).parts.values())
+    with pytest.raises(InputError, match=r"is too little: .* are taken before a model"):
+        limited(weights, -200)
+
+
+def test_a_run_that_is_cancelled_or_fails_leaves_the_pipeline_usable(weights: Path) -> None:
+    pipeline = limited(weights, 110)
+    expected = generate(pipeline, REQUEST).clip.frames
+
+    def cancel(step: Step) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        generate(pipeline, REQUEST, cancel)
+    assert torch.equal(generate(pipeline, REQUEST).clip.frames, expected)
+    part = kept(pipeline).parts["denoiser"]
+    part.away()
+
+    class Gone:
+        slow = True
+
+        def read(self, into: Any) -> None:
+            raise CheckpointError("the disk is gone")
+
+    store, part.store = part.store, Gone()
+    with pytest.raises(CheckpointError, match="the disk is gone"):
+        generate(pipeline, REQUEST)
+    part.store = store
+    assert torch.equal(generate(pipeline, REQUEST).clip.frames, expected)
+
+
+def test_parts_take_turns_also_for_a_preview_in_the_middle(weights: Path) -> None:
+    pipeline = limited(weights, 110)
+    parts = kept(pipeline).parts
+    expected = generate(pipeline, REQUEST).clip.frames
+    seen = []
+
+    def look(step: Step) -> None:
+        assert parts["denoiser"].present
+        assert not parts["video_codec"].present
+        seen.append(preview_frames(pipeline, step))
+        assert parts["denoiser"].present
+
+    assert torch.equal(generate(pipeline, REQUEST, look).clip.frames, expected)
+    assert torch.equal(seen[-1][0], expected)
+
+
+def test_our_own_pipelines_keep_a_limit_too(tiny_model: Path, pipeline: Pipeline) -> None:
+    plans: list[MemoryPlan] = []
+    limit = MemoryLimit(held_bytes(CPU) + 400 * MB, on_plan=plans.append)
+    under = load_pipeline(str(tiny_model), "cpu", "fp32", memory=limit)
+    picture = torch.zeros(3, pipeline.defaults.clip.height_px, pipeline.defaults.clip.width_px, dtype=torch.uint8)
+    for given in (Given(), Given((Keyframe(0.0, picture),))):
+        request = GenerateRequest("a red ball", format=pipeline.defaults.clip, num_inference_steps=2, given=given)
+        for layers in (None, Layers(0), Layers(0, prefetch=False)):
+            if layers is not None:
+                kept(under).parts["denoiser"].change(layers)
+            ours, theirs = generate(under, request).clip, generate(pipeline, request).clip
+            assert torch.equal(ours.frames, theirs.frames)
+            assert ours.samples is not None
+            assert theirs.samples is not None
+            assert torch.equal(ours.samples, theirs.samples)
+    assert [stage.name for stage in plans[-1].stages] == ["encode", "denoise", "decode"]
+
+
+def test_what_a_request_takes_is_read_from_it(pipeline: Pipeline) -> None:
+    fmt, picture = pipeline.defaults.clip, torch.zeros(3, 8, 8, dtype=torch.uint8)
+    plain = GenerateRequest("a ball", format=fmt)
+    assert clips_of(pipeline, [plain, plain], True) == Clips(fmt, 2)
+    shown = replace(plain, given=Given((Keyframe(0.0, picture),)))
+    stride = pipeline.video_codec.strides.time
+    assert clips_of(pipeline, [shown], False) == Clips(fmt, 1, False, encoded_frames=1 + stride)
+    video = replace(plain, given=Given(video=torch.zeros(fmt.num_frames, 3, 8, 8)))
+    assert clips_of(pipeline, [video], False).encoded_frames == fmt.num_frames
+    moved = replace(plain, given=Given(camera=torch.zeros(fmt.num_frames, 7)))
+    assert clips_of(pipeline, [moved], False).camera
+
+
+def test_prompts_are_read_on_the_cpu_where_their_encoder_would_fill_the_gpu() -> None:
+    text, gpu = TextCost(10_000 * MB, 512, 4096, 10_240, 64), torch.device("cuda")
+    assert text_device(text, gpu, MemoryLimit(12_000 * MB)) == gpu
+    assert text_device(text, gpu, MemoryLimit(10_000 * MB)) == CPU
+    assert text_device(text, CPU, MemoryLimit(100 * MB)) == CPU
+    # scores of 64 heads of 512 tokens for two prompts, in fp32, are the most of it
+    assert 4 * 64 * 512**2 * 4 < text.working(2, 2) < 1000 * MB
+
+
+def test_an_image_encoder_is_loaded_for_each_call_and_let_go() -> None:
+    loaded = []
+
+    def load() -> Any:
+        loaded.append(1)
+        return lambda pictures: pictures + 1
+
+    encoder = OnDemand(load)
+    assert not loaded
+    assert torch.equal(encoder(torch.zeros(1)), torch.ones(1))
+    encoder(torch.zeros(1))
+    assert len(loaded) == 2
