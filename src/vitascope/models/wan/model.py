@@ -7,6 +7,7 @@ B clips, L tokens (t h w), S text tokens, I image tokens, D width, H heads of E.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitascope.core.errors import ShapeError
-from vitascope.core.protocols import FULL, Capabilities, TemporalStrategy, check_call
+from vitascope.core.protocols import FULL, Capabilities, Passage, State, TemporalStrategy, check_call
 from vitascope.core.tracks import VIDEO, TextContext, Track, Tracks
 from vitascope.models.wan.config import WanConfig
 from vitascope.nn.attention import AttentionKind, CrossAttention, KeysValues, SelfAttention
@@ -75,11 +76,13 @@ class WanBlock(nn.Module):
         self.cross = WanCrossAttention(width, heads, kind, config.image_width > 0)
         self.feed_forward = FeedForward(width, config.hidden)
 
-    def forward(self, x_BLD: Tensor, vectors_BL6D: Tensor, memory: Memory, table: RotaryTable) -> Tensor:
-        """vectors: (B, 1|L, 6, D) in fp32."""
+    def forward(
+        self, x_BLD: Tensor, vectors_BL6D: Tensor, memory: Memory, table: RotaryTable, alone: bool = False
+    ) -> Tensor:
+        """vectors: (B, 1|L, 6, D) in fp32. alone: see `core.protocols.Layer`."""
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (self.offsets.float() + vectors_BL6D).unbind(-2)
         y = modulate(layer_norm(x_BLD, self.eps), shift_a, scale_a).to(x_BLD.dtype)
-        x_BLD = (x_BLD + gate_a * self.attention(y, table)).to(x_BLD.dtype)
+        x_BLD = (x_BLD + gate_a * self.attention(y, table, alone=alone)).to(x_BLD.dtype)
         x_BLD = x_BLD + self.cross.recall(self.cross_norm(x_BLD), memory)
         y = modulate(layer_norm(x_BLD, self.eps), shift_f, scale_f).to(x_BLD.dtype)
         return (x_BLD + gate_f * self.feed_forward(y)).to(x_BLD.dtype)
@@ -161,6 +164,19 @@ class WanDenoiser(nn.Module):
 
         Raises CapabilityError for what the model does not take, ShapeError for sizes that do not fill the patches.
         """
+        state, passage = self.enter(tracks, text, camera, strategy)
+        for layer in passage.layers:
+            state = layer(state)
+        return passage.finish(state)
+
+    def enter(
+        self,
+        tracks: Tracks,
+        text: TextContext,
+        camera: Tensor | None = None,
+        strategy: TemporalStrategy = FULL,
+    ) -> tuple[State, Passage]:
+        """`forward`, taken apart; the signal is the embedded level."""
         check_call(self.capabilities, tracks, camera, strategy)
         track, config = tracks[VIDEO], self.config
         check_patch(VIDEO, tuple(track.values.shape[2:]), config.patch)
@@ -170,12 +186,21 @@ class WanDenoiser(nn.Module):
         level_BLD, vectors_BL6D = self._modulation(self._levels(track), dtype)
         text = text if text.prepared else self.prepare(text)
         table = self._table(values.shape, values.device)
-        for block, memory in zip(self.blocks, self._memories(text), strict=True):
-            x_BLD = run_layer(self.gradient_checkpointing, block, x_BLD, vectors_BL6D, memory, table)
-        shift, scale = (self.head_offsets.float() + level_BLD.float().unsqueeze(-2)).unbind(-2)
-        out = self.head(modulate(layer_norm(x_BLD, config.eps), shift, scale).to(dtype))
-        shape = (len(values), config.out_channels, *values.shape[2:])
-        return {VIDEO: unpatchify(out, config.patch, shape, channels_last=True).to(track.values.dtype)}
+
+        def layer(block: nn.Module, memory: Memory, state: State, alone: bool = False) -> State:
+            return (run_layer(self.gradient_checkpointing, block, state[0], vectors_BL6D, memory, table, alone),)
+
+        def finish(state: State) -> dict[str, Tensor]:
+            (x_BLD,) = state
+            assert x_BLD is not None
+            shift, scale = (self.head_offsets.float() + level_BLD.float().unsqueeze(-2)).unbind(-2)
+            out = self.head(modulate(layer_norm(x_BLD, config.eps), shift, scale).to(dtype))
+            shape = (len(values), config.out_channels, *values.shape[2:])
+            return {VIDEO: unpatchify(out, config.patch, shape, channels_last=True).to(track.values.dtype)}
+
+        memories = zip(self.blocks, self._memories(text), strict=True)
+        layers = tuple(partial(layer, block, memory) for block, memory in memories)
+        return (x_BLD,), Passage(layers, finish, lambda state: level_BLD)
 
     def _levels(self, track: Track) -> Tensor:
         """(B, 1|L): one level for a clip, which is that of its noisiest cell, or one for each token."""
