@@ -56,9 +56,7 @@ class VideoBlock(nn.Module):
         self.text = CrossAttention(width, config.text_width, heads)
         self.feed_forward = FeedForward(width, config.hidden, config.feed_forward)
 
-    def attend(
-        self, x_BTND: Tensor, vectors: tuple[Tensor, ...], around: Surroundings, alone: bool = False
-    ) -> Tensor:
+    def attend(self, x_BTND: Tensor, vectors: tuple[Tensor, ...], around: Surroundings, alone: bool = False) -> Tensor:
         """The attentions. Tokens are transposed for the one over time, not heads: rows of D stay whole."""
         batch, frames = x_BTND.shape[:2]
         shift, scale, gate = vectors[0:3]
@@ -89,9 +87,7 @@ class AudioBlock(nn.Module):
         self.text = CrossAttention(width, config.text_width, heads)
         self.feed_forward = FeedForward(width, config.audio_hidden, config.feed_forward)
 
-    def attend(
-        self, x_BAC: Tensor, vectors: tuple[Tensor, ...], around: Surroundings, alone: bool = False
-    ) -> Tensor:
+    def attend(self, x_BAC: Tensor, vectors: tuple[Tensor, ...], around: Surroundings, alone: bool = False) -> Tensor:
         """The attentions."""
         shift, scale, gate = vectors[0:3]
         y = modulate(layer_norm(x_BAC), shift, scale)

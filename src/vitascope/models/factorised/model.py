@@ -160,9 +160,9 @@ class FactorisedDenoiser(nn.Module):
             return out
 
         def signal(state: State) -> Tensor:
-            first = self.layers[0]
+            (x, y), first = state, self.layers[0]
             assert isinstance(first, Layer)
-            return first.modulated(*state, around)
+            return first.modulated(x, y, around)
 
         return (x, y), Passage(tuple(partial(run, layer) for layer in self.layers), finish, signal)
 
