@@ -26,6 +26,7 @@ from vitascope.models.published import load_published
 from vitascope.models.text.t5.encoder import open_t5
 from vitascope.models.text.t5.options import T5_OPTIONS, T5Options
 from vitascope.tasks.pipeline import Defaults, Pipeline
+from vitascope.tasks.tea import tea_coefficients
 from vitascope.weights.foreign import ForeignConfig, read_object
 
 INDEX = "model_index.json"
@@ -77,7 +78,7 @@ def _euler_schedule(theirs: ForeignConfig, own: Defaults, inverted: bool = False
     return replace(own.schedule, shift=theirs.take("shift", 1.0), by_size=by_size, terminal=terminal)
 
 
-_WAN = Defaults(ClipFormat(832, 480, 16.0, 81), 50, Guidance(5.0), "unipc")
+_WAN = Defaults(ClipFormat(832, 480, 16.0, 81), 50, Guidance(5.0, rescale_on="velocity"), "unipc")
 PIPELINES: dict[str, PublishedPipeline] = {
     "WanPipeline": PublishedPipeline(
         "WanTransformer3DModel",
@@ -97,7 +98,9 @@ PIPELINES: dict[str, PublishedPipeline] = {
         "LTXVideoTransformer3DModel",
         "AutoencoderKLLTXVideo",
         T5_OPTIONS["ltx"],
-        Defaults(ClipFormat(704, 512, 25.0, 161), 50, Guidance(3.0), "euler", frame_times="begin"),
+        Defaults(
+            ClipFormat(704, 512, 25.0, 161), 50, Guidance(3.0, rescale_on="velocity"), "euler", frame_times="begin"
+        ),
         _euler_schedule,
     ),
     "LTXConditionPipeline": PublishedPipeline(
@@ -107,10 +110,11 @@ PIPELINES: dict[str, PublishedPipeline] = {
         Defaults(
             ClipFormat(704, 512, 25.0, 161),
             50,
-            Guidance(3.0),
+            Guidance(3.0, rescale_on="velocity"),
             "euler",
             SamplingSchedule("linear_quadratic"),
             frame_times="begin_causal",
+            keyframes="beside",
         ),
         _euler_schedule,
     ),
@@ -118,7 +122,13 @@ PIPELINES: dict[str, PublishedPipeline] = {
         "MochiTransformer3DModel",
         "AutoencoderKLMochi",
         T5_OPTIONS["mochi"],
-        Defaults(ClipFormat(848, 480, 30.0, 163), 64, Guidance(4.5), "euler", SamplingSchedule("linear_quadratic")),
+        Defaults(
+            ClipFormat(848, 480, 30.0, 163),
+            64,
+            Guidance(4.5, rescale_on="velocity"),
+            "euler",
+            SamplingSchedule("linear_quadratic"),
+        ),
         partial(_euler_schedule, inverted=True),
     ),
 }
@@ -154,6 +164,7 @@ def load_published_pipeline(
     )
     codec: Any = load_published(folder / "vae", [kind.codec], device=device, variant=variant)
     _check_parts(folder, denoiser, codec, text_encoder.width)
+    defaults = replace(defaults, tea_coefficients=tea_coefficients(kind.denoiser, denoiser.config.width, denoiser))
     return Pipeline(
         name=name,
         denoiser=denoiser,
