@@ -136,7 +136,8 @@ def test_bad_settings_are_refused_and_texts_read() -> None:
     ):
         with pytest.raises(InputError, match=message):
             StepCaching.parse(text)
-    for options in ({"first": -1}, {"coefficients": (1.0, float("inf"))}):
+    bad: list[dict[str, Any]] = [{"first": -1}, {"coefficients": (1.0, float("inf"))}]
+    for options in bad:
         with pytest.raises(InputError):
             StepCaching(**options)
 

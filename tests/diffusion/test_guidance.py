@@ -215,7 +215,7 @@ def test_texts_of_one_length_are_joined_as_they_are() -> None:
 def test_rescale_on_the_velocity_gives_back_its_spread(prediction: Prediction) -> None:
     given = tracks(0.7, 0.7)
     plain, _ = run(Guidance(1.0), Recorder(prediction, contrast=0.5), tracks=given)
-    options = {"tracks": given}
+    options: dict[str, Any] = {"tracks": given}
     x0, _ = run(Guidance(3.0, rescale=1.0, rescale_on="velocity"), Recorder(prediction, contrast=0.5), **options)
     on_x0, _ = run(Guidance(3.0, rescale=1.0), Recorder(prediction, contrast=0.5), **options)
     for name, track in given.items():
@@ -273,7 +273,7 @@ class Stack(Recorder):
 )
 def test_perturbed_adds_s_times_what_the_layers_bring(how: Any, layers: tuple[int, ...], left: float) -> None:
     given = {"video": tracks()["video"]}
-    options = {"perturbed_layers": layers, "perturbation": how}
+    options: dict[str, Any] = {"perturbed_layers": layers, "perturbation": how}
     plain, _ = run(Guidance(2.5), Stack(), tracks=given)
     cond, _ = run(Guidance(1.0), Stack(), tracks=given)
     x0, model = run(Guidance(2.5, perturbed=1.5, **options), Stack(), tracks=given)
@@ -295,7 +295,8 @@ def test_what_cannot_be_perturbed_is_refused() -> None:
         Guidance(perturbation="values")  # pyright: ignore[reportArgumentType]
     with pytest.raises(InputError, match="valid values: x0, velocity"):
         Guidance(rescale_on="noise")  # pyright: ignore[reportArgumentType]
-    for layers, how in (((3,), "attention"), ((-1,), "block"), ((0, 1, 2), "block")):
+    bad: list[tuple[tuple[int, ...], Any]] = [((3,), "attention"), ((-1,), "block"), ((0, 1, 2), "block")]
+    for layers, how in bad:
         with pytest.raises(InputError, match=r"some of 0\.\.2"):
             run(Guidance(perturbed=1.0, perturbed_layers=layers, perturbation=how), Stack())
     with pytest.raises(CapabilityError, match="block by block"):
@@ -310,7 +311,7 @@ def test_every_branch_has_its_own_place_in_a_step_cache(max_clips: int | None) -
     guidance = Guidance(2.5, perturbed=1.5, perturbed_layers=(1,))
     cache = StepCache(StepCaching("first_block", 0.1, 0, 0), (0.9, 0.8, 0.7, 0.0))
     plain, _ = run(guidance, Stack())
-    options = {"steps": cache, "max_clips": max_clips}
+    options: dict[str, Any] = {"steps": cache, "max_clips": max_clips}
     for _ in range(3):
         out, _ = run(guidance, Stack(), **options)
         torch.testing.assert_close(out, plain)

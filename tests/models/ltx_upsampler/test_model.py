@@ -89,6 +89,7 @@ def test_what_it_cannot_take_is_refused() -> None:
         with pytest.raises(ShapeError, match=r"\(B, 6, N, h, w\)"):
             model(torch.zeros(shape))
     bad: list[dict[str, Any]] = [{"width": 40}, {"dims": 4}, {"space": False}, {"dims": 2, "time": True}]
-    for options in [*bad, {"num_blocks": 0}]:
+    bad += [{"num_blocks": 0}]
+    for options in bad:
         with pytest.raises(InputError):
             LTXUpsamplerConfig(**options)

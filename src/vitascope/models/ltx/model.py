@@ -56,7 +56,7 @@ class LTXBlock(nn.Module):
         alone: bool = False,
     ) -> Tensor:
         """vectors: (B, 1|L, 6, D). alone: see `core.protocols.Layer`."""
-        _, _, gate_a, shift_f, scale_f, gate_f = (self.offsets + vectors_BL6D).unbind(-2)
+        gate_a, shift_f, scale_f, gate_f = (self.offsets[2:] + vectors_BL6D[..., 2:, :]).unbind(-2)
         x_BLD = x_BLD + gate_a * self.attention(self.modulated(x_BLD, vectors_BL6D), table, alone=alone)
         x_BLD = x_BLD + self.cross.read(x_BLD, memory, mask_BS)
         y = modulate(rms_norm(x_BLD, self.eps), shift_f, scale_f)
