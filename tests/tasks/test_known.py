@@ -17,9 +17,11 @@ from vitascope.core.random import generator
 from vitascope.core.shapes import ClipFormat
 from vitascope.core.tracks import VIDEO
 from vitascope.diffusion.samplers import Step
+from vitascope.media.reading import Clip
+from vitascope.tasks.condition import known_frames
 from vitascope.tasks.generate import generate, generate_batch, sample
 from vitascope.tasks.known import start_tracks
-from vitascope.tasks.long import generate_any_length
+from vitascope.tasks.long import extend, generate_any_length
 from vitascope.tasks.request import GenerateRequest, Given, Keyframe, Shot
 
 FORMAT = ClipFormat(64, 32, 25.0, 33)
@@ -126,6 +128,10 @@ def test_what_does_not_fit_is_refused(ltx: Any) -> None:
     long = replace(REQUEST, format=replace(FORMAT, num_frames=401))
     with pytest.raises(InputError, match="shots and drafts work for clips of at most 161 frames, got 401"):
         generate_any_length(conditions, replace(long, given=Given(shots=(shot(0, 9),))))
+    with pytest.raises(InputError, match="not with shots or a draft"):
+        extend(text, replace(REQUEST, given=Given(shots=(shot(0, 9),))), Clip(past, 25.0, None, 16_000))
+    with pytest.raises(CapabilityError, match="no shots"):
+        known_frames(text, FORMAT, Given(shots=(shot(0, 9),)))
     with pytest.raises(InputError, match="no shots"):
         Given(video=past, shots=(shot(0, 9),))
     for strength, time_s in ((1.5, 0.0), (1.0, -1.0)):

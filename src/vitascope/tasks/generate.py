@@ -56,7 +56,10 @@ def generate(pipeline: Pipeline, request: GenerateRequest, report: Report = lamb
 def generate_batch(
     pipeline: Pipeline, requests: Sequence[GenerateRequest], report: Report = lambda step: None
 ) -> list[Generated]:
-    """Make several clips of one format together. Prompts, seeds and what is given may differ; the settings may not."""
+    """Make several clips of one format together. Prompts, seeds and what is given may differ; the settings may not.
+
+    A step cache decides for all clips of a batch at once: with one, a clip depends on the others.
+    """
     clock = Clock()
     sampled = sample(pipeline, requests, report, clock)
     clips = decode_clips(pipeline, requests, sampled.tracks)

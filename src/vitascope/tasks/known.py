@@ -47,7 +47,9 @@ def start_tracks(
     conditioned = pipeline.denoiser.capabilities.condition_channels > 0
     condition = known_frames(pipeline, fmt, given).to(pipeline.device) if conditioned else None
     # What stands beside the latents is not put into them.
-    tracks = {VIDEO: _video_cells(pipeline, fmt, Given(draft=given.draft) if conditioned else given, first_level)}
+    inside = Given(draft=given.draft) if conditioned else given
+    shots = [_encoded(pipeline, fmt, shot) for shot in inside.shots]
+    tracks = {VIDEO: _video_cells(pipeline, fmt, inside, shots, first_level)}
     times_s = {
         VIDEO: pipeline.defaults.latent_times_s(len(tracks[VIDEO].level), pipeline.video_codec.strides.time, fmt.fps)
     }
@@ -59,7 +61,7 @@ def start_tracks(
         raise CapabilityError(f"{pipeline.name} takes one noise level a clip: it cannot keep frames and make others")
     draw = {name: generator(seed, name) for name in tracks}
     made = {name: _noised(pipeline, cells, times_s[name], draw[name]) for name, cells in tracks.items()}
-    shown = [] if conditioned else beside_cells(pipeline, fmt, given)
+    shown = beside_cells(pipeline, fmt, inside, shots)
     # drawn after the clip's own noise, so that it is the same with and without them
     more = [_noised(pipeline, _at_most(cells, given, first_level), times, draw[VIDEO]) for cells, times in shown]
     return made | {VIDEO: replace(_one_after_the_other([made[VIDEO], *more]), condition=condition)}
@@ -88,7 +90,23 @@ def _one_after_the_other(tracks: list[Track]) -> Track:
     return Track(values, noise, torch.cat([track.times_s for track in tracks]))
 
 
-def _video_cells(pipeline: Pipeline, fmt: ClipFormat, given: Given, first_level: float) -> Cells:
+@dataclass(frozen=True)
+class EncodedShot:
+    """A shot, the frame that it begins at, and its latents (1, C, n, h, w)."""
+
+    shot: Shot
+    frame: int
+    latents: Tensor
+
+    @property
+    def beside(self) -> int:
+        """How many of its latent frames stand beside the clip; the others take their place in it."""
+        return PREFIX if self.frame else 0
+
+
+def _video_cells(
+    pipeline: Pipeline, fmt: ClipFormat, given: Given, shots: list[EncodedShot], first_level: float
+) -> Cells:
     codec = pipeline.video_codec
     count = latent_frames(fmt.num_frames, codec.strides.time)
     grid = (fmt.height_px // codec.strides.height, fmt.width_px // codec.strides.width)
@@ -110,13 +128,13 @@ def _video_cells(pipeline: Pipeline, fmt: ClipFormat, given: Given, first_level:
             asked = f"{given.past.shape[0]} frames are given and {fmt.num_frames} asked for"
             raise ShapeError(f"{asked}: nothing is left to make")
         clean[:, :, : past.shape[2]], level[: past.shape[2]] = past, 0.0
-    for shot in given.shots:
-        frame, latents = _shot(pipeline, fmt, shot)
-        start, own = latents_in_place(pipeline, frame, latents)
+    for shot in shots:
+        own = shot.latents[:, :, shot.beside :]
+        start = shot.frame // codec.strides.time + shot.beside
         end = start + own.shape[2]
         if bool((level[start:end] < (1.0 if given.draft is None else first_level)).any()):
-            raise InputError(f"the shot at {shot.time_s} s lies over something else that is given")
-        clean[:, :, start:end], level[start:end] = own, 1.0 - shot.strength
+            raise InputError(f"the shot at {shot.shot.time_s} s lies over something else that is given")
+        clean[:, :, start:end], level[start:end] = own, 1.0 - shot.shot.strength
     taken: dict[int, float] = {}
     for keyframe in given.keyframes:
         if pipeline.defaults.keyframes == "beside" and _frame(fmt, keyframe.time_s, "keyframe"):
@@ -139,7 +157,9 @@ def _at_most(cells: Cells, given: Given, first_level: float) -> Cells:
     return cells if given.draft is None else replace(cells, level=cells.level.clamp(max=first_level))
 
 
-def beside_cells(pipeline: Pipeline, fmt: ClipFormat, given: Given) -> list[tuple[Cells, list[float]]]:
+def beside_cells(
+    pipeline: Pipeline, fmt: ClipFormat, given: Given, shots: list[EncodedShot]
+) -> list[tuple[Cells, list[float]]]:
     """What is given of later times, where it stands beside the clip's own latent frames: cells with the times in
     seconds of their latent frames. Pictures come first, as they are; of a shot the first two latent frames.
 
@@ -157,10 +177,7 @@ def beside_cells(pipeline: Pipeline, fmt: ClipFormat, given: Given) -> list[tupl
         if frame:
             picture = fit(keyframe.picture, fmt.width_px, fmt.height_px)[None]
             shown.append((frame, _encode(pipeline, picture), keyframe.strength))
-    for shot in given.shots:
-        frame, latents = _shot(pipeline, fmt, shot)
-        if frame:
-            shown.append((frame, latents[:, :, :PREFIX], shot.strength))
+    shown += [(shot.frame, shot.latents[:, :, : shot.beside], shot.shot.strength) for shot in shots if shot.beside]
     return [
         (
             Cells(latents, torch.full((latents.shape[2],), 1.0 - strength)),
@@ -170,16 +187,8 @@ def beside_cells(pipeline: Pipeline, fmt: ClipFormat, given: Given) -> list[tupl
     ]
 
 
-def latents_in_place(pipeline: Pipeline, frame: int, latents: Tensor) -> tuple[int, Tensor]:
-    """Of a shot's latents (1, C, n, h, w), those that take the place of latent frames, and the index of the first: all
-    of a shot that the clip begins with; of a later one those after the first two, which stand beside the clip."""
-    if frame == 0:
-        return 0, latents
-    return frame // pipeline.video_codec.strides.time + PREFIX, latents[:, :, PREFIX:]
-
-
-def _shot(pipeline: Pipeline, fmt: ClipFormat, shot: Shot) -> tuple[int, Tensor]:
-    """The frame that a shot begins at, and its latents. Raises InputError (ShapeError, CapabilityError)."""
+def _encoded(pipeline: Pipeline, fmt: ClipFormat, shot: Shot) -> EncodedShot:
+    """Raises InputError (ShapeError, CapabilityError) for a shot that does not fit."""
     time, frame = pipeline.video_codec.strides.time, _frame(fmt, shot.time_s, "shot")
     count = latent_frames(len(shot.frames), time)
     if frame and pipeline.defaults.keyframes != "beside":
@@ -192,7 +201,7 @@ def _shot(pipeline: Pipeline, fmt: ClipFormat, shot: Shot) -> tuple[int, Tensor]
         )
     if frame and count < PREFIX:
         raise ShapeError(f"a later shot has {1 + time} frames or more, got {len(shot.frames)}; one frame is a keyframe")
-    return frame, _encode(pipeline, fit(shot.frames, fmt.width_px, fmt.height_px))
+    return EncodedShot(shot, frame, _encode(pipeline, fit(shot.frames, fmt.width_px, fmt.height_px)))
 
 
 def _frame(fmt: ClipFormat, time_s: float, what: str) -> int:
