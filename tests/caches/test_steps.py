@@ -11,7 +11,7 @@ from diffusers.hooks.first_block_cache import FirstBlockCacheConfig, apply_first
 from diffusers.models.transformers.transformer_ltx import LTXVideoTransformer3DModel
 from torch import Tensor, nn
 
-from vitascope.caches.steps import StepCache, StepCaching, polynomial, relative_change
+from vitascope.caches.steps import StepCache, StepCaching, relative_change, rescaled
 from vitascope.core.errors import InputError
 from vitascope.core.protocols import InBlocks, Layer, Passage, State
 from vitascope.core.tracks import AUDIO, VIDEO, TextContext, Track
@@ -118,10 +118,14 @@ def test_what_is_no_number_is_not_taken_for_no_change(kind: Any) -> None:
     assert blocks.calls == [10, 10, 10]
 
 
-def test_change_and_polynomial() -> None:
+def test_changes_and_what_they_count_for() -> None:
     a, b = torch.tensor([[1.0, 3.0], [2.0, 2.0]]), torch.tensor([[2.0, 2.0], [2.0, 2.0]])
     assert relative_change((a, None), (b, None)) == pytest.approx(0.5)
-    assert polynomial((2.0, -3.0, 4.0), 2.0) == 6.0
+    assert rescaled((2.0, -3.0, 4.0), 2.0) == 6.0
+    assert rescaled((), 0.3) == 0.3
+    assert rescaled((-10.0, 1.0), 0.05) == 0.5
+    assert rescaled((-10.0, 1.0), 0.5) == 0.5  # not -4: that far it was not fitted
+    assert rescaled((1.0, 0.0), float("nan")) != rescaled((1.0, 0.0), float("nan"))
 
 
 def test_bad_settings_are_refused_and_texts_read() -> None:

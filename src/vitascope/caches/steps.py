@@ -121,9 +121,7 @@ class StepCache:
     def _reuse(self, kept: _Kept, evidence: State, level: float) -> bool:
         change = relative_change(evidence, kept.evidence)
         if self.options.kind == "tea":
-            rescaled = polynomial(self.options.coefficients or (1.0, 0.0), change)
-            # A fitted polynomial may dip below 0 where it was not fitted; what is no number stays none.
-            kept.change += 0.0 if rescaled < 0 else rescaled
+            kept.change += rescaled(self.options.coefficients, change)
             kept.evidence, change = evidence, kept.change
         return self._is_open(level) and change < self.options.threshold
 
@@ -139,12 +137,16 @@ def relative_change(now: State, before: State) -> float:
     return float(torch.stack(changes).max())
 
 
-def polynomial(coefficients: Sequence[float], x: float) -> float:
-    """Its value at x; the coefficient of the highest power comes first."""
+def rescaled(coefficients: Sequence[float], change: float) -> float:
+    """What a change counts for: the value of the polynomial there, highest power first, or the change itself.
+
+    The published polynomials fall below 0 on either side of the changes that they were fitted to (few steps make larger
+    ones): there the change itself counts, so that a large one is never taken for none.
+    """
     value = 0.0
     for coefficient in coefficients:
-        value = value * x + coefficient
-    return value
+        value = value * change + coefficient
+    return change if value < 0 or not coefficients else value
 
 
 def _size(x: Tensor) -> Tensor:

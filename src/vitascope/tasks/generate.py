@@ -19,7 +19,7 @@ from vitascope.core.errors import CapabilityError, InputError, ShapeError, choic
 from vitascope.core.protocols import Prepares
 from vitascope.core.random import generator
 from vitascope.core.shapes import ClipFormat, latent_frames
-from vitascope.core.tracks import AUDIO, VIDEO, TextContext, Track
+from vitascope.core.tracks import AUDIO, VIDEO, TextContext, Track, Tracks
 from vitascope.diffusion.guidance import Guidance, GuidedDenoiser, join_tracks
 from vitascope.diffusion.samplers import SAMPLERS, sampler_named
 from vitascope.diffusion.samplers.step import Step
@@ -104,7 +104,7 @@ def sample(
     for request in requests:
         _check_camera(pipeline, request)
     clock, levels = clock or Clock(), _levels(pipeline, first)
-    starts = [start_tracks(pipeline, r.format, r.given, r.seed, levels[0]) for r in requests]
+    starts: list[Tracks] = [start_tracks(pipeline, r.format, r.given, r.seed, levels[0]) for r in requests]
     if any(not torch.equal(start[VIDEO].times_s, starts[0][VIDEO].times_s) for start in starts):
         raise InputError("clips of a batch share the times of their later keyframes and shots with this model")
     tracks = join_tracks(starts)

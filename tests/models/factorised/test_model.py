@@ -374,7 +374,8 @@ def test_compiled_regions_give_what_the_plain_model_gives() -> None:
 @each_variant
 def test_disabled_layers_leave_every_token_to_itself(name: str) -> None:
     """With no exchange and no local path a change of one cell stays in its token; `block` is a model without it."""
-    model = make(**VARIANTS[name] | {"exchange_layers": (), "local_channels": ()})
+    changes: dict[str, Any] = {**VARIANTS[name], "exchange_layers": (), "local_channels": ()}
+    model = make(**changes)
     tracks, text = make_tracks(), make_text()
     text = model.label_context(torch.tensor([0, 1])) if name == "classes" else text
     video, audio = tracks["video"].values.clone(), tracks["audio"].values.clone()
