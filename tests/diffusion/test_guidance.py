@@ -9,8 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitascope.core.errors import InputError
-from vitascope.core.protocols import CAUSAL, FULL, Capabilities, Denoiser, Prediction, TemporalStrategy
+from vitascope.caches.steps import StepCache, StepCaching
+from vitascope.core.errors import CapabilityError, InputError
+from vitascope.core.protocols import (
+    CAUSAL,
+    FULL,
+    Capabilities,
+    Denoiser,
+    Passage,
+    Prediction,
+    State,
+    TemporalStrategy,
+)
 from vitascope.core.tracks import TextContext, Track, Tracks
 from vitascope.diffusion.guidance import Guidance, GuidedDenoiser, guide, join_texts, rescale
 from vitascope.diffusion.paths import RectifiedFlow
@@ -199,3 +209,110 @@ def test_texts_of_one_length_are_joined_as_they_are() -> None:
     joined = join_texts([text(1.0, 2), text(2.0, 2)])
     assert joined.mask.all()
     assert joined.embeddings[:, 0, 0].tolist() == [1.0, 1.0, 2.0, 2.0]
+
+
+@pytest.mark.parametrize("prediction", ["velocity", "x0"])
+def test_rescale_on_the_velocity_gives_back_its_spread(prediction: Prediction) -> None:
+    given = tracks(0.7, 0.7)
+    plain, _ = run(Guidance(1.0), Recorder(prediction, contrast=0.5), tracks=given)
+    options: dict[str, Any] = {"tracks": given}
+    x0, _ = run(Guidance(3.0, rescale=1.0, rescale_on="velocity"), Recorder(prediction, contrast=0.5), **options)
+    on_x0, _ = run(Guidance(3.0, rescale=1.0), Recorder(prediction, contrast=0.5), **options)
+    for name, track in given.items():
+        v, expected = (PATH.from_x0("velocity", x[name], track.values, track.noise) for x in (x0, plain))
+        axes = tuple(range(1, v.ndim))
+        torch.testing.assert_close(v.std(axes), expected.std(axes))
+        assert (x0[name] - on_x0[name]).abs().max() > 0.1
+
+
+def test_without_a_share_to_rescale_its_place_does_not_matter() -> None:
+    a, _ = run(Guidance(3.0, rescale_on="velocity"))
+    b, _ = run(Guidance(3.0))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@dataclass
+class Stack(Recorder):
+    """A Recorder in three blocks: the answer is that of the Recorder times the number of blocks that were run, less a
+    tenth for each that was run alone."""
+
+    def enter(
+        self, tracks: Tracks, text: TextContext, camera: Tensor | None = None, strategy: TemporalStrategy = FULL
+    ) -> tuple[State, Passage]:
+        answers = super().__call__(tracks, text, camera, strategy)
+
+        def block(state: State, alone: bool = False) -> State:
+            assert state[0] is not None
+            return (state[0] + (0.9 if alone else 1.0),)
+
+        def finish(state: State) -> dict[str, Tensor]:
+            assert state[0] is not None
+            count = float(state[0].flatten()[0])
+            x0 = {
+                name: PATH.to_x0("velocity", v, tracks[name].values, tracks[name].noise) for name, v in answers.items()
+            }
+            return {
+                name: PATH.from_x0("velocity", x * count, tracks[name].values, tracks[name].noise)
+                for name, x in x0.items()
+            }
+
+        state = torch.zeros(text.mask.shape[0], 1)
+        return (state,), Passage((block, block, block), finish, lambda state: text.embeddings)
+
+    def __call__(
+        self, tracks: Tracks, text: TextContext, camera: Tensor | None = None, strategy: TemporalStrategy = FULL
+    ) -> dict[str, Tensor]:
+        state, passage = self.enter(tracks, text, camera, strategy)
+        for layer in passage.layers:
+            state = layer(state)
+        return passage.finish(state)
+
+
+@pytest.mark.parametrize(
+    ("how", "layers", "left"), [("attention", (0, 2), 2.8), ("attention", (0, 1, 2), 2.7), ("block", (1,), 2.0)]
+)
+def test_perturbed_adds_s_times_what_the_layers_bring(how: Any, layers: tuple[int, ...], left: float) -> None:
+    given = {"video": tracks()["video"]}
+    options: dict[str, Any] = {"perturbed_layers": layers, "perturbation": how}
+    plain, _ = run(Guidance(2.5), Stack(), tracks=given)
+    cond, _ = run(Guidance(1.0), Stack(), tracks=given)
+    x0, model = run(Guidance(2.5, perturbed=1.5, **options), Stack(), tracks=given)
+    lost = cond["video"] * (1 - left / 3)
+    torch.testing.assert_close(x0["video"], plain["video"] + 1.5 * lost, rtol=1e-4, atol=1e-4)
+    assert [call["batch"] for call in model.calls] == [4, 2]
+    # without text guidance too, and never outside the interval
+    alone, _ = run(Guidance(1.0, perturbed=1.5, **options), Stack(), tracks=given)
+    torch.testing.assert_close(alone["video"], cond["video"] + 1.5 * lost, rtol=1e-4, atol=1e-4)
+    outside, model = run(Guidance(2.5, perturbed=1.5, interval=(0.1, 0.5), **options), Stack(), tracks=given)
+    assert torch.equal(outside["video"], cond["video"])
+    assert [call["batch"] for call in model.calls] == [2]
+
+
+def test_what_cannot_be_perturbed_is_refused() -> None:
+    with pytest.raises(InputError, match="needs the layers"):
+        Guidance(perturbed=1.0)
+    with pytest.raises(InputError, match="valid values: attention, block"):
+        Guidance(perturbation="values")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InputError, match="valid values: x0, velocity"):
+        Guidance(rescale_on="noise")  # pyright: ignore[reportArgumentType]
+    bad: list[tuple[tuple[int, ...], Any]] = [((3,), "attention"), ((-1,), "block"), ((0, 1, 2), "block")]
+    for layers, how in bad:
+        with pytest.raises(InputError, match=r"some of 0\.\.2"):
+            run(Guidance(perturbed=1.0, perturbed_layers=layers, perturbation=how), Stack())
+    with pytest.raises(CapabilityError, match="block by block"):
+        run(Guidance(perturbed=1.0, perturbed_layers=(0,)))
+    with pytest.raises(CapabilityError, match="block by block"):
+        run(Guidance(), steps=StepCache(StepCaching(), (1.0, 0.0)))
+
+
+@pytest.mark.parametrize("max_clips", [None, 2])
+def test_every_branch_has_its_own_place_in_a_step_cache(max_clips: int | None) -> None:
+    """Equal inputs at every step: from the second on, all blocks but the first are skipped, and nothing changes."""
+    guidance = Guidance(2.5, perturbed=1.5, perturbed_layers=(1,))
+    cache = StepCache(StepCaching("first_block", 0.1, 0, 0), (0.9, 0.8, 0.7, 0.0))
+    plain, _ = run(guidance, Stack())
+    options: dict[str, Any] = {"steps": cache, "max_clips": max_clips}
+    for _ in range(3):
+        out, _ = run(guidance, Stack(), **options)
+        torch.testing.assert_close(out, plain)
+    assert cache.skipped_share == pytest.approx(2 / 3 * 2 / 3)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitascope.core.errors import InputError
-from vitascope.diffusion.sampling_schedule import SPACINGS, SamplingSchedule, ShiftBySize
+from vitascope.diffusion.sampling_schedule import LISTS, SPACINGS, SamplingSchedule, ShiftBySize, read_levels
 from vitascope.diffusion.schedules import shifted_levels
 
 
@@ -86,3 +86,24 @@ def test_contradictions_are_refused(options: dict[str, Any]) -> None:
         SamplingSchedule().levels(0)
     with pytest.raises(InputError):
         ShiftBySize(100, 0.0, 100, 1.0)
+
+
+def test_levels_are_read_by_name_or_number() -> None:
+    assert read_levels("1,0.9,0.5") == read_levels("1,0.9,0.5,0") == (1.0, 0.9, 0.5)
+    assert read_levels("ltx-distilled") == LISTS["ltx-distilled"]
+    for name, levels in LISTS.items():
+        assert SamplingSchedule(listed=levels).levels(len(levels)) == [*levels, 0.0], name
+    for text, message in (
+        ("distilled", "or one of ltx-distilled, ltx-distilled-second"),
+        ("", "numbers such as"),
+        ("1,1", "must fall"),
+        ("0", "two or more"),
+        ("1,nan", "between 0 and 1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read_levels(text)
+
+
+def test_listed_levels_stay_below_one_where_the_solver_needs_it() -> None:
+    schedule = SamplingSchedule(listed=(1.0, 0.5), below_one=1e-6)
+    assert schedule.levels(2) == [1 - 1e-6, 0.5, 0.0]

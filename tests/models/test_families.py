@@ -20,6 +20,7 @@ from vitascope.models.codecs.wan.config import WanCodecConfig
 from vitascope.models.codecs.waveform.config import WaveAttention, WaveformConfig, WaveLevel
 from vitascope.models.factorised.config import FactorisedConfig
 from vitascope.models.ltx.config import LTXConfig
+from vitascope.models.ltx_upsampler.config import LTXUpsamplerConfig
 from vitascope.models.mochi.config import MochiConfig
 from vitascope.models.text.bytes.config import BytesConfig
 from vitascope.models.wan.config import WanConfig
@@ -42,6 +43,7 @@ CONFIGS: dict[str, Any] = {
         latent_channels=4,
         timestep_conditioning=True,
     ),
+    "ltx_upsampler": LTXUpsamplerConfig(4, 32, 1),
     "mochi_codec": MochiCodecConfig((32, 32), (32, 32), (2,), (1, 1, 1), (False, True, True)),
 }
 

@@ -55,6 +55,15 @@ def test_a_mask_hides_tokens_and_a_table_gives_order() -> None:
     assert not torch.allclose(layer(x[:, order], table), layer(x, table)[:, order], atol=1e-3)
 
 
+@pytest.mark.parametrize("num_key_heads", [1, 2, 4])
+def test_alone_is_a_mask_in_which_every_token_sees_itself(num_key_heads: int) -> None:
+    layer = filled(SelfAttention(16, 4, num_key_heads))
+    x, table = tokens(3, 5, 16), rotary_table(torch.arange(5.0), 4, *PERIODS)
+    expected = layer(x, table, torch.eye(5, dtype=torch.bool))
+    torch.testing.assert_close(layer(x, table, alone=True), expected, rtol=1e-5, atol=1e-6)
+    assert (layer(x, table) - expected).abs().max() > 0.01
+
+
 def test_cross_attention_starts_at_zero_and_does_not_read_padding() -> None:
     x, context = tokens(2, 5, 16), tokens(2, 7, 10, seed=1)
     assert not CrossAttention(16, 10, 2)(x, context).any()

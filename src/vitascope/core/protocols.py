@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -84,6 +84,48 @@ class Prepares(Protocol):
     """A denoiser that can do its work on a text once for a clip: the result goes in place of the text."""
 
     def prepare(self, text: TextContext) -> TextContext: ...
+
+
+State = tuple[Tensor | None, ...]
+"""What goes from block to block: tokens (B, ...) of every stream, None for one that a call is without."""
+
+
+class Layer(Protocol):
+    """One block in one call, with all it is given bound to it but the state.
+
+    alone: every token reads itself alone in self-attention, so that its result is the projected values; nothing else
+    of the block changes.
+    """
+
+    def __call__(self, state: State, alone: bool = False) -> State: ...
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A call of a denoiser that has been entered: its blocks, and what is predicted of the state that leaves them.
+
+    signal: of the state that enters the blocks, what shows best how much they will change it (Liu et al. 2024,
+    TeaCache): the modulated input of the first block or the embedded level, (B, ...).
+    """
+
+    layers: tuple[Layer, ...]
+    finish: Callable[[State], dict[str, Tensor]]
+    signal: Callable[[State], Tensor]
+
+
+@runtime_checkable
+class InBlocks(Protocol):
+    """A denoiser whose blocks somebody else may run: all of them, one after the other, is what calling it does."""
+
+    def enter(
+        self,
+        tracks: Tracks,
+        text: TextContext,
+        camera: Tensor | None = None,
+        strategy: TemporalStrategy = FULL,
+    ) -> tuple[State, Passage]:
+        """The state that goes into the blocks, and the rest of the call. Raises what calling raises."""
+        ...
 
 
 class VideoCodec(Protocol):

@@ -2,27 +2,36 @@
 
 For a track, in x0 (the four predictions are affine in x0, so guidance is the same in each of them):
 
-    x0 = uncond + w (cond - uncond) + (m - 1) (cond - isolated)
+    x0 = uncond + w (cond - uncond) + s (cond - perturbed) + (m - 1) (cond - isolated)
 
-w is the track's text scale (Ho & Salimans 2022), m its cross-modal scale, and `isolated` the conditional prediction in
-which the other tracks are replaced by pure noise, so that they tell this one nothing (as in LTX-2).
-B clips, S text tokens, D text width.
+w is the track's text scale (Ho & Salimans 2022); s the scale of spatio-temporal guidance and `perturbed` the
+conditional prediction of the model with some layers disabled (Hyung et al. 2024, STG; skip-layer guidance); m the
+track's cross-modal scale and `isolated` the conditional prediction in which the other tracks are replaced by pure
+noise, so that they tell this one nothing (as in LTX-2). B clips, S text tokens, D text width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vitascope.core.errors import InputError
-from vitascope.core.protocols import FULL, Denoiser, TemporalStrategy
+from vitascope.caches.steps import StepCache
+from vitascope.core.errors import CapabilityError, InputError, choice
+from vitascope.core.protocols import FULL, Denoiser, InBlocks, Passage, TemporalStrategy
 from vitascope.core.random import generator
 from vitascope.core.tracks import TextContext, Track, Tracks
 from vitascope.diffusion.paths import Path
+
+Perturbation = Literal["attention", "block"]
+PERTURBATIONS: tuple[Perturbation, ...] = ("attention", "block")
+RescaleOn = Literal["x0", "velocity"]
+RESCALE_ON: tuple[RescaleOn, ...] = ("x0", "velocity")
 
 
 @dataclass(frozen=True)
@@ -31,8 +40,12 @@ class Guidance:
 
     scale: text scale w of tracks not named in `scales`.  scales: w by track.
     cross_modal: cross-modal scale m by track, 1 where not named; each m other than 1 costs one more evaluation.
-    rescale: share in [0, 1] of the guided x0 whose spread is set back to that of the conditional one.
+    rescale: share in [0, 1] of the guided answer whose spread is set back to that of the conditional one. rescale_on:
+    whether the answer is x0 or, as in diffusers, the velocity.
     interval: guide only while the highest level of any cell lies within (low, high)  (Kynkäänniemi et al. 2024).
+    perturbed: scale s of spatio-temporal guidance; other than 0, it costs one more evaluation. perturbed_layers: which
+    layers are disabled for it, counted from 0. perturbation: how: "attention" lets every token read itself alone (STG-A
+    of the paper), "block" leaves the block out (STG-R).
     """
 
     scale: float = 1.0
@@ -40,8 +53,16 @@ class Guidance:
     cross_modal: Mapping[str, float] = field(default_factory=dict)
     rescale: float = 0.0
     interval: tuple[float, float] = (0.0, 1.0)
+    perturbed: float = 0.0
+    perturbed_layers: tuple[int, ...] = ()
+    perturbation: Perturbation = "attention"
+    rescale_on: RescaleOn = "x0"
 
     def __post_init__(self) -> None:
+        choice("answer to rescale", self.rescale_on, RESCALE_ON)
+        choice("perturbation", self.perturbation, PERTURBATIONS)
+        if self.perturbed and not self.perturbed_layers:
+            raise InputError("spatio-temporal guidance needs the layers to disable, for example 19 of LTX-Video's 28")
         if not 0 <= self.rescale <= 1:
             raise InputError(f"guidance rescale must lie between 0 and 1, got {self.rescale}")
         if not 0 <= self.interval[0] <= self.interval[1] <= 1:
@@ -62,6 +83,7 @@ class GuidedDenoiser:
     seed: of the noise that stands for the other tracks in cross-modal guidance; the same at every step.
     max_clips: most clips in one call of the model; None puts all branches into one call.
     level_grid: if above 0, the model is told levels rounded down to multiples of 1 / level_grid.
+    steps: skips blocks where little changes from step to step; it serves one run of a sampler.
     """
 
     denoiser: Denoiser
@@ -74,6 +96,7 @@ class GuidedDenoiser:
     max_clips: int | None = None
     seed: int = 0
     level_grid: int = 0
+    steps: StepCache | None = None
 
     def __call__(self, tracks: Tracks) -> dict[str, Tensor]:
         """x0 of every track, in float32 or the values' wider type."""
@@ -81,56 +104,95 @@ class GuidedDenoiser:
         active = self._active(tracks)
         guided = [name for name in names if active and self.guidance.text_scale(name) != 1]
         bound = [name for name in names if active and len(names) > 1 and self.guidance.cross_modal_scale(name) != 1]
-        branches: list[tuple[Tracks, TextContext]] = [(tracks, self.cond)]
+        branches = [Branch("cond", tracks, self.cond)]
         if guided:
             if self.uncond is None:
                 raise InputError("guidance scales other than 1 need an unconditional text")
-            branches.append((tracks, self.uncond))
-        branches.extend((_isolate(tracks, name, self.seed), self.cond) for name in bound)
+            branches.append(Branch("uncond", tracks, self.uncond))
+        branches.extend(Branch(f"isolated {name}", _isolate(tracks, name, self.seed), self.cond) for name in bound)
+        if active and self.guidance.perturbed:
+            branches.append(Branch("perturbed", tracks, self.cond, perturbed=True))
         results = self._predict(branches)
-        cond, rest = results[0], results[1:]
-        uncond = rest.pop(0) if guided else cond
-        isolated = {name: result[name] for name, result in zip(bound, rest, strict=True)}
-        x0: dict[str, Tensor] = {}
-        for name in names:
-            x0[name] = cond[name]
-            if name in guided:
-                x0[name] = guide(cond[name], uncond[name], self.guidance.text_scale(name))
-            if name in isolated:
-                x0[name] = x0[name] + (self.guidance.cross_modal_scale(name) - 1) * (cond[name] - isolated[name])
-            if name in guided or name in isolated:
-                x0[name] = rescale(x0[name], cond[name], self.guidance.rescale)
-        return x0
+        answers = {
+            name: self._combine(name, {branch: result[name] for branch, result in results.items()}) for name in names
+        }
+        if not self._on_velocity:
+            return answers
+        return {
+            name: self.path.to_x0("velocity", v, tracks[name].values, tracks[name].noise) for name, v in answers.items()
+        }
+
+    def _combine(self, name: str, results: dict[str, Tensor]) -> Tensor:
+        """The guided answer for a track from that of every branch."""
+        cond, isolated, own = results["cond"], f"isolated {name}", self.guidance
+        guided, scale = cond, own.text_scale(name)
+        if "uncond" in results and scale != 1:
+            guided = guide(cond, results["uncond"], scale)
+        if isolated in results:
+            guided = guided + (own.cross_modal_scale(name) - 1) * (cond - results[isolated])
+        if "perturbed" in results:
+            guided = guided + own.perturbed * (cond - results["perturbed"])
+        return guided if guided is cond else rescale(guided, cond, own.rescale)
+
+    @property
+    def _on_velocity(self) -> bool:
+        """Whether branches are combined as velocities: rescaling asks for it, all else is the same either way."""
+        return self.guidance.rescale > 0 and self.guidance.rescale_on == "velocity"
 
     def _active(self, tracks: Tracks) -> bool:
         low, high = self.guidance.interval
         if (low, high) == (0.0, 1.0):
             return True
-        level = max(float(track.noise.max()) for track in tracks.values())
-        return low - 1e-6 <= level <= high + 1e-6
+        return low - 1e-6 <= _highest(tracks) <= high + 1e-6
 
-    def _predict(self, branches: list[tuple[Tracks, TextContext]]) -> list[dict[str, Tensor]]:
-        """x0 of every branch, as many branches to a call of the model as `max_clips` lets in."""
-        num_clips = next(iter(branches[0][0].values())).values.shape[0]
+    def _predict(self, branches: list[Branch]) -> dict[str, dict[str, Tensor]]:
+        """The answer of every branch, as many branches to a call of the model as `max_clips` lets in; a perturbed one
+        is a call of its own."""
+        num_clips = next(iter(branches[0].tracks.values())).values.shape[0]
         together = len(branches) if self.max_clips is None else max(1, self.max_clips // num_clips)
-        results: list[dict[str, Tensor]] = []
-        for first in range(0, len(branches), together):
-            results.extend(self._call(branches[first : first + together], num_clips))
+        results: dict[str, dict[str, Tensor]] = {}
+        for kind in (False, True):
+            alike = [branch for branch in branches if branch.perturbed is kind]
+            for first in range(0, len(alike), together):
+                results |= self._call(alike[first : first + together], num_clips)
         return results
 
-    def _call(self, branches: list[tuple[Tracks, TextContext]], num_clips: int) -> list[dict[str, Tensor]]:
-        batch = join_tracks([tracks for tracks, _ in branches])
-        text = join_texts([_expand(text, num_clips) for _, text in branches])
+    def _call(self, branches: list[Branch], num_clips: int) -> dict[str, dict[str, Tensor]]:
+        batch = join_tracks([branch.tracks for branch in branches])
+        text = join_texts([_expand(branch.text, num_clips) for branch in branches])
         camera = self.camera
         if camera is not None:
             camera = camera.expand(num_clips, *camera.shape[1:]).repeat(len(branches), *[1] * (camera.ndim - 1))
-        predictions = self.denoiser(self._told(batch), text, camera, self.strategy)
-        kind = self.denoiser.capabilities.prediction
-        x0 = {
-            name: self.path.to_x0(kind, predictions[name], track.values, track.noise).split(num_clips)
-            for name, track in batch.items()
-        }
-        return [{name: parts[i] for name, parts in x0.items()} for i in range(len(branches))]
+        predictions = self._evaluate(branches, batch, text, camera)
+        answers = {name: self._answer(predictions[name], track).split(num_clips) for name, track in batch.items()}
+        return {branch.name: {name: parts[i] for name, parts in answers.items()} for i, branch in enumerate(branches)}
+
+    def _answer(self, prediction: Tensor, track: Track) -> Tensor:
+        """A prediction as x0, or as the velocity where that is rescaled."""
+        kind, path = self.denoiser.capabilities.prediction, self.path
+        if self._on_velocity and kind == "velocity":
+            return prediction.to(torch.promote_types(prediction.dtype, torch.float32))
+        x0 = path.to_x0(kind, prediction, track.values, track.noise)
+        return path.from_x0("velocity", x0, track.values, track.noise) if self._on_velocity else x0
+
+    def _evaluate(
+        self, branches: list[Branch], batch: dict[str, Track], text: TextContext, camera: Tensor | None
+    ) -> dict[str, Tensor]:
+        """What the model predicts: by its own call, or with its blocks disabled or skipped in part."""
+        told, perturbed = self._told(batch), branches[0].perturbed
+        if self.steps is None and not perturbed:
+            return self.denoiser(told, text, camera, self.strategy)
+        if not isinstance(self.denoiser, InBlocks):
+            raise CapabilityError("this model cannot be run block by block, as a step cache or perturbed layers need")
+        state, passage = self.denoiser.enter(told, text, camera, self.strategy)
+        if perturbed:
+            passage = disable(passage, self.guidance.perturbed_layers, self.guidance.perturbation)
+        if self.steps is not None:
+            key = tuple(branch.name for branch in branches)
+            return passage.finish(self.steps.run(key, _highest(batch), state, passage))
+        for layer in passage.layers:
+            state = layer(state)
+        return passage.finish(state)
 
     def _told(self, batch: dict[str, Track]) -> dict[str, Track]:
         """The tracks with levels as the model is told them; levels within 1e-4 of a step count as on it."""
@@ -138,6 +200,30 @@ class GuidedDenoiser:
             return batch
         steps = {name: (track.noise * self.level_grid + 1e-4).floor() for name, track in batch.items()}
         return {name: track.with_values(track.values, steps[name] / self.level_grid) for name, track in batch.items()}
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One of the predictions that guidance is made of."""
+
+    name: str
+    tracks: Tracks
+    text: TextContext
+    perturbed: bool = False
+
+
+def disable(passage: Passage, layers: Sequence[int], how: Perturbation) -> Passage:
+    """The passage with some of its layers disabled. Raises InputError for layers that there are not, or where none is
+    left."""
+    count, chosen = len(passage.layers), set(layers)
+    if not chosen <= set(range(count)) or (how == "block" and len(chosen) == count):
+        raise InputError(f"the layers to disable are some of 0..{count - 1}, not all; got {tuple(layers)}")
+    if how == "block":
+        return replace(passage, layers=tuple(layer for i, layer in enumerate(passage.layers) if i not in chosen))
+    return replace(
+        passage,
+        layers=tuple(partial(layer, alone=True) if i in chosen else layer for i, layer in enumerate(passage.layers)),
+    )
 
 
 def guide(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
@@ -199,6 +285,11 @@ def _stack(parts: list[Tensor]) -> Tensor:
     """Tensors (B, S, ...) one after the other, padded with zeros (False) to the longest S."""
     longest = max(part.shape[1] for part in parts)
     return torch.cat([functional.pad(part, (0, 0) * (part.ndim - 2) + (0, longest - part.shape[1])) for part in parts])
+
+
+def _highest(tracks: Tracks) -> float:
+    """The highest level of any cell."""
+    return max(float(track.noise.max()) for track in tracks.values())
 
 
 def _expand(text: TextContext, num_clips: int) -> TextContext:

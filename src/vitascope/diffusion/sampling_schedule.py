@@ -16,6 +16,31 @@ from vitascope.diffusion.schedules import check_levels, shift_level
 
 Spacing = Literal["equal", "linear_quadratic"]
 SPACINGS: tuple[Spacing, ...] = ("equal", "linear_quadratic")
+LISTS: dict[str, tuple[float, ...]] = {
+    "ltx-distilled": (1.0, 0.9937, 0.9875, 0.9812, 0.975, 0.9094, 0.725),
+    "ltx-distilled-second": (0.9094, 0.725, 0.4219),
+}
+"""Levels that distilled models are sampled at, by name. Source: LTX-Video 0.9.8, first and second pass."""
+
+
+def read_levels(text: str) -> tuple[float, ...]:
+    """A name of LISTS, or levels with commas between them; a last level 0 may be left out. Raises InputError."""
+    if text in LISTS:
+        return LISTS[text]
+    try:
+        levels = tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        names = ", ".join(LISTS)
+        raise InputError(f"levels are numbers such as 1,0.9,0.5, or one of {names}; got {text!r}") from error
+    return listed_levels(levels)
+
+
+def listed_levels(levels: Sequence[float]) -> tuple[float, ...]:
+    """Levels without a last 0. Raises InputError unless they fall from 1 or below."""
+    values = tuple(float(level) for level in levels)
+    values = values[:-1] if values and values[-1] == 0 else values
+    check_levels([*values, 0.0])
+    return values
 
 
 @dataclass(frozen=True)
@@ -91,7 +116,7 @@ class SamplingSchedule:
         if self.listed:
             if num_steps != len(self.listed):
                 raise InputError(f"this model is sampled in {len(self.listed)} steps, not {num_steps}")
-            return check_levels([*self.listed, 0.0])
+            return check_levels([min(self.listed[0], 1 - self.below_one), *self.listed[1:], 0.0])
         shift = self.shift if self.by_size is None else self.by_size.shift(num_cells)
         levels = [shift_level(level, shift) for level in self._spaced(num_steps)]
         if self.terminal and levels[-1] < 1:

@@ -30,7 +30,8 @@ def shift_level(level: float, shift: float) -> float: ...
 def shift_level(level: Tensor, shift: float) -> Tensor: ...
 def shift_level(level: float | Tensor, shift: float) -> float | Tensor:
     """Move a level (a number or a tensor) towards noise by `shift` > 0; 0 and 1 stay, `1 / shift` undoes it."""
-    return shift * level / (1 + (shift - 1) * level)
+    # written so that 1 stays 1 to the last bit
+    return shift * level / (shift * level + (1 - level))
 
 
 def resolution_shift(num_cells: int, base_cells: int) -> float:

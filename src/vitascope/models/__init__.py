@@ -50,6 +50,10 @@ FAMILIES: dict[str, Family] = {
     "wan": Family("vitascope.models.wan.model:WanDenoiser", "vitascope.models.wan.config:WanConfig"),
     "ltx": Family("vitascope.models.ltx.model:LTXDenoiser", "vitascope.models.ltx.config:LTXConfig"),
     "mochi": Family("vitascope.models.mochi.model:MochiDenoiser", "vitascope.models.mochi.config:MochiConfig"),
+    "ltx_upsampler": Family(
+        "vitascope.models.ltx_upsampler.model:LTXUpsampler",
+        "vitascope.models.ltx_upsampler.config:LTXUpsamplerConfig",
+    ),
     "wan_codec": Family(
         "vitascope.models.codecs.wan.model:WanCodec", "vitascope.models.codecs.wan.config:WanCodecConfig"
     ),

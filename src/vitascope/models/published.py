@@ -42,6 +42,7 @@ PUBLISHED: dict[str, Published] = {
     "WanTransformer3DModel": Published.of("wan", "wan"),
     "LTXVideoTransformer3DModel": Published.of("ltx", "ltx"),
     "MochiTransformer3DModel": Published.of("mochi", "mochi"),
+    "LTXLatentUpsamplerModel": Published.of("ltx_upsampler", "ltx_upsampler"),
     "AutoencoderKLWan": Published.of("wan_codec", "codecs.wan"),
     "AutoencoderKLLTXVideo": Published.of("ltx_codec", "codecs.ltx"),
     "AutoencoderKLMochi": Published.of("mochi_codec", "codecs.mochi"),

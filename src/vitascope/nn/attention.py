@@ -90,12 +90,19 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(
-        self, x_ALD: Tensor, table: RotaryTable | None = None, mask: Tensor | None = None, read: Attend = attend
+        self,
+        x_ALD: Tensor,
+        table: RotaryTable | None = None,
+        mask: Tensor | None = None,
+        read: Attend = attend,
+        alone: bool = False,
     ) -> Tensor:
         """`table` turns queries and keys; `mask` is boolean (L, S) and lets every query see itself; `read` is how they
-        meet."""
+        meet. `alone`: a query sees nothing else, whatever the mask."""
         heads = self.qkv(x_ALD).unflatten(-1, (-1, self.each))
         q_ALHE, k_ASGE, v_ASGE = heads.split(self.head_counts, -2)
+        if alone:
+            return self.out(v_ASGE.repeat_interleave(self.head_counts[0] // self.head_counts[1], -2).flatten(-2))
         q_ALHE, k_ASGE = self.kind.normalise(self.norm_q, q_ALHE), self.kind.normalise(self.norm_k, k_ASGE)
         if table is not None:
             q_ALHE, k_ASGE = self.kind.turn(q_ALHE, table), self.kind.turn(k_ASGE, table)

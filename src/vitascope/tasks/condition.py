@@ -26,6 +26,8 @@ def known_frames(pipeline: Pipeline, fmt: ClipFormat, given: Given) -> Tensor:
     Known are the keyframes, which must have strength 1, and the past. Raises InputError for a keyframe that is weaker
     or lies outside the clip, for a past that leaves nothing to make, and where nothing is known at all.
     """
+    if given.shots:
+        raise CapabilityError(f"{pipeline.name} takes pictures and a past, no shots")
     frames = torch.zeros(fmt.num_frames, 3, fmt.height_px, fmt.width_px)
     known = torch.zeros(fmt.num_frames, dtype=torch.bool)
     if given.past is not None:

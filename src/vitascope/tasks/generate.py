@@ -14,14 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitascope.caches.steps import StepCache
 from vitascope.core.errors import CapabilityError, InputError, ShapeError, choice
 from vitascope.core.protocols import Prepares
 from vitascope.core.random import generator
-from vitascope.core.shapes import ClipFormat
-from vitascope.core.tracks import AUDIO, VIDEO, TextContext, Track
+from vitascope.core.shapes import ClipFormat, latent_frames
+from vitascope.core.tracks import AUDIO, VIDEO, TextContext, Track, Tracks
 from vitascope.diffusion.guidance import Guidance, GuidedDenoiser, join_tracks
 from vitascope.diffusion.samplers import SAMPLERS, sampler_named
 from vitascope.diffusion.samplers.step import Step
+from vitascope.diffusion.sampling_schedule import listed_levels
 from vitascope.media.frames import fit, fit_samples
 from vitascope.media.reading import Clip
 from vitascope.models.codecs.decoding import decode_frames
@@ -29,7 +31,7 @@ from vitascope.tasks.condition import image_tokens
 from vitascope.tasks.known import start_tracks
 from vitascope.tasks.memory import MemoryUse
 from vitascope.tasks.pipeline import PRECISIONS, Pipeline
-from vitascope.tasks.request import GenerateRequest
+from vitascope.tasks.request import SETTINGS, GenerateRequest
 
 Report = Callable[[Step], None]
 """Called after every step, with the cells so far; raising from it cancels the run."""
@@ -39,12 +41,14 @@ Report = Callable[[Step], None]
 class Generated:
     """A clip, what it was made with (JSON values), and the seconds that each stage took (over its batch).
 
-    memory: where there was a limit, what was planned for it and what was measured.
+    skipped_share: of the denoiser's blocks, those that a step cache skipped, in [0, 1]. memory: where there was a
+    limit, what was planned for it and what was measured.
     """
 
     clip: Clip
     recipe: dict[str, Any]
     seconds: dict[str, float] = field(default_factory=dict)
+    skipped_share: float = 0.0
     memory: MemoryUse | None = None
 
 
@@ -56,7 +60,66 @@ def generate(pipeline: Pipeline, request: GenerateRequest, report: Report = lamb
 def generate_batch(
     pipeline: Pipeline, requests: Sequence[GenerateRequest], report: Report = lambda step: None
 ) -> list[Generated]:
-    """Make several clips of one format together. Prompts, seeds and what is given may differ; the settings may not."""
+    """Make several clips of one format together. Prompts, seeds and what is given may differ; the settings may not.
+
+    A step cache decides for all clips of a batch at once: with one, a clip depends on the others.
+    """
+    first = check_batch(pipeline, requests)
+    if pipeline.memory is not None:
+        pipeline = pipeline.memory.fit(pipeline, requests, _is_guided(pipeline, guidance_of(pipeline, first)))
+    clock = Clock()
+    sampled = sample(pipeline, requests, report, clock)
+    clips = decode_clips(pipeline, requests, sampled.tracks)
+    clock.lap("decode")
+    use = None if pipeline.memory is None else pipeline.memory.use
+    return [
+        Generated(clip, recipe_of(pipeline, request), clock.seconds, sampled.skipped_share, use)
+        for request, clip in zip(requests, clips, strict=True)
+    ]
+
+
+def decode_clips(pipeline: Pipeline, requests: Sequence[GenerateRequest], tracks: dict[str, Track]) -> list[Clip]:
+    """The clips that sampled tracks stand for, with what was given whole put back as it was."""
+    frames, sounds = _decode(pipeline, tracks, requests[0].format)
+    return [
+        _finish(pipeline, request, shown, heard) for request, shown, heard in zip(requests, frames, sounds, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Tracks at the end of a run, and `Generated.skipped_share`."""
+
+    tracks: dict[str, Track]
+    skipped_share: float = 0.0
+
+
+def sample(
+    pipeline: Pipeline,
+    requests: Sequence[GenerateRequest],
+    report: Report = lambda step: None,
+    clock: Clock | None = None,
+) -> Sampled:
+    """`generate_batch` without decoding; `clock` is told of the stages."""
+    first = check_batch(pipeline, requests)
+    clock, levels = clock or Clock(), _levels(pipeline, first)
+    starts: list[Tracks] = [start_tracks(pipeline, r.format, r.given, r.seed, levels[0]) for r in requests]
+    if any(not torch.equal(start[VIDEO].times_s, starts[0][VIDEO].times_s) for start in starts):
+        raise InputError("clips of a batch share the times of their later keyframes and shots with this model")
+    tracks = join_tracks(starts)
+    clock.lap("encode")
+    cache = None if first.step_cache is None else StepCache(first.step_cache, levels)
+    denoise = _guided(pipeline, requests, first, cache)
+    clock.lap("text")
+    count = latent_frames(first.format.num_frames, pipeline.video_codec.strides.time)
+    tracks = _run(pipeline, denoise, tracks, levels, requests, lambda step: report(_visible(step, count)))
+    del denoise  # with it go keys and values of the texts
+    clock.lap("denoise")
+    return Sampled(tracks | {VIDEO: _first_frames(tracks[VIDEO], count)}, 0.0 if cache is None else cache.skipped_share)
+
+
+def check_batch(pipeline: Pipeline, requests: Sequence[GenerateRequest]) -> GenerateRequest:
+    """The first of the requests, resolved. Raises InputError unless they can be worked on together."""
     if not requests:
         raise InputError("a batch needs at least one request")
     first = resolve(pipeline, requests[0])
@@ -67,35 +130,61 @@ def generate_batch(
     pipeline.check_tracks()
     for request in requests:
         _check_camera(pipeline, request)
-    if pipeline.memory is not None:
-        pipeline = pipeline.memory.fit(pipeline, requests, _is_guided(pipeline, _guidance(pipeline, first)))
-    clock = _Clock()
-    tracks = join_tracks([start_tracks(pipeline, r.format, r.given, r.seed) for r in requests])
-    clock.lap("encode")
-    denoise = _guided(pipeline, requests, first)
-    clock.lap("text")
-    tracks = _sample(pipeline, denoise, tracks, [request.seed for request in requests], first, report)
-    del denoise  # with it go keys and values of the texts
-    clock.lap("denoise")
-    frames, sounds = _decode(pipeline, tracks, first.format)
-    clock.lap("decode")
-    use = None if pipeline.memory is None else pipeline.memory.use
-    return [
-        Generated(_finish(pipeline, request, shown, heard), recipe_of(pipeline, request), clock.seconds, use)
-        for request, shown, heard in zip(requests, frames, sounds, strict=True)
-    ]
+    return first
+
+
+def _first_frames(track: Track, count: int) -> Track:
+    """The clip's own latent frames, without those that stood beside them."""
+    if track.values.shape[2] == count:
+        return track
+    return Track(track.values[:, :, :count], track.noise[:, :, :count], track.times_s[:count])
+
+
+def _visible(step: Step, count: int) -> Step:
+    tracks = {**step.tracks, VIDEO: _first_frames(step.tracks[VIDEO], count)}
+    return replace(step, tracks=tracks, x0={**step.x0, VIDEO: step.x0[VIDEO][:, :, :count]})
 
 
 def resolve(pipeline: Pipeline, request: GenerateRequest) -> GenerateRequest:
     """The request with the pipeline's defaults filled in. Raises InputError for a sampler that there is not."""
-    own = pipeline.defaults
-    steps, scale, sampler = request.num_inference_steps, request.guidance_scale, request.sampler
+    own, guidance, sampler = pipeline.defaults, guidance_of(pipeline, request), request.sampler
+    steps, levels = request.num_inference_steps, None if request.levels is None else listed_levels(request.levels)
+    if levels is not None:
+        steps = len(levels)
+    cache = request.step_cache
+    if cache is not None and not cache.coefficients:
+        cache = replace(cache, coefficients=own.tea_coefficients)
     return replace(
         request,
         num_inference_steps=(own.schedule.num_steps or own.num_inference_steps) if steps is None else steps,
-        guidance_scale=own.guidance.scale if scale is None else scale,
+        guidance_scale=guidance.scale,
         sampler=choice("sampler", own.sampler if sampler is None else sampler, SAMPLERS),
+        levels=levels,
+        guidance_rescale=guidance.rescale,
+        guidance_interval=guidance.interval,
+        stg_scale=guidance.perturbed,
+        stg_layers=guidance.perturbed_layers,
+        stg_by=guidance.perturbation,
+        step_cache=cache,
     )
+
+
+def guidance_of(pipeline: Pipeline, request: GenerateRequest) -> Guidance:
+    """The pipeline's guidance with what the request says otherwise. Raises InputError where the two do not go together.
+
+    A scale other than the pipeline's own takes the place of its scales by track.
+    """
+    own = pipeline.defaults.guidance
+    scale = own.scale if request.guidance_scale is None else request.guidance_scale
+    asked = {
+        "rescale": request.guidance_rescale,
+        "interval": request.guidance_interval,
+        "perturbed": request.stg_scale,
+        "perturbed_layers": request.stg_layers,
+        "perturbation": request.stg_by,
+    }
+    changes = {name: value for name, value in asked.items() if value is not None}
+    return replace(own, scale=scale, scales=own.scales if scale == own.scale else {}, **changes)
 
 
 def recipe_of(pipeline: Pipeline, request: GenerateRequest) -> dict[str, Any]:
@@ -108,13 +197,15 @@ def recipe_of(pipeline: Pipeline, request: GenerateRequest) -> dict[str, Any]:
 
 
 def _shared(request: GenerateRequest) -> tuple[object, ...]:
-    settings = (request.format, request.num_inference_steps, request.guidance_scale, request.sampler)
-    return (*settings, request.given.camera is None)
+    named = tuple(getattr(request, name) for name in SETTINGS if name not in ("prompt", "negative_prompt", "seed"))
+    return (request.format, *named, request.given.camera is None)
 
 
-def _guided(pipeline: Pipeline, requests: Sequence[GenerateRequest], first: GenerateRequest) -> GuidedDenoiser:
+def _guided(
+    pipeline: Pipeline, requests: Sequence[GenerateRequest], first: GenerateRequest, cache: StepCache | None
+) -> GuidedDenoiser:
     """The denoiser with prompts, guidance and camera; without the unconditional half where nothing asks for it."""
-    guidance = _guidance(pipeline, first)
+    guidance = guidance_of(pipeline, first)
     cond, uncond = _texts(pipeline, requests, _is_guided(pipeline, guidance))
     cameras = [request.given.camera for request in requests if request.given.camera is not None]
     return GuidedDenoiser(
@@ -126,14 +217,7 @@ def _guided(pipeline: Pipeline, requests: Sequence[GenerateRequest], first: Gene
         level_grid=pipeline.defaults.schedule.grid,
         camera=torch.stack([_latent_camera(pipeline, camera) for camera in cameras]) if cameras else None,
         max_clips=pipeline.max_clips,
-    )
-
-
-def _guidance(pipeline: Pipeline, first: GenerateRequest) -> Guidance:
-    assert first.guidance_scale is not None
-    guidance = pipeline.defaults.guidance
-    return (
-        guidance if first.guidance_scale == guidance.scale else replace(guidance, scale=first.guidance_scale, scales={})
+        steps=cache,
     )
 
 
@@ -181,21 +265,27 @@ def _latent_camera(pipeline: Pipeline, camera: Tensor) -> Tensor:
     return torch.cat([camera[:1], later]).to(pipeline.device)
 
 
+def _levels(pipeline: Pipeline, settings: GenerateRequest) -> list[float]:
+    """The levels of a resolved request."""
+    assert settings.num_inference_steps is not None
+    fmt, strides, schedule = settings.format, pipeline.video_codec.strides, pipeline.defaults.schedule
+    if settings.levels is not None:
+        schedule = replace(schedule, listed=settings.levels)
+    grid = (fmt.height_px // strides.height, fmt.width_px // strides.width)
+    return schedule.levels(settings.num_inference_steps, latent_frames(fmt.num_frames, strides.time) * prod(grid))
+
+
 @torch.no_grad()
-def _sample(
+def _run(
     pipeline: Pipeline,
     denoise: GuidedDenoiser,
     tracks: dict[str, Track],
-    seeds: Sequence[int],
-    settings: GenerateRequest,
+    levels: Sequence[float],
+    requests: Sequence[GenerateRequest],
     report: Report,
 ) -> dict[str, Track]:
-    assert settings.num_inference_steps is not None
-    assert settings.sampler is not None
-    num_cells = prod(tracks[VIDEO].values.shape[2:])
-    levels = pipeline.defaults.schedule.levels(settings.num_inference_steps, num_cells)
-    sampler = sampler_named(settings.sampler)
-    draw = [generator(seed, "sampler") for seed in seeds]
+    sampler = sampler_named(resolve(pipeline, requests[0]).sampler or "")
+    draw = [generator(request.seed, "sampler") for request in requests]
     with _precision(pipeline), pipeline.at_work("denoiser", "denoise"):
         for step in sampler(denoise, tracks, levels, path=pipeline.path, generator=draw):
             report(step)
@@ -230,8 +320,8 @@ def _precision(pipeline: Pipeline) -> torch.autocast:
     return torch.autocast(pipeline.device.type, pipeline.precision if reduced else torch.bfloat16, enabled=reduced)
 
 
-class _Clock:
-    """Seconds since the last lap, by name."""
+class Clock:
+    """Seconds since the last lap, added up by name."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -239,5 +329,5 @@ class _Clock:
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()
-        self.seconds[name] = now - self._last_s
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last_s
         self._last_s = now

@@ -19,7 +19,10 @@ from vitascope.core.tracks import AUDIO, VIDEO, Track
 from vitascope.media.frames import fit, fit_samples
 from vitascope.tasks.condition import known_frames
 from vitascope.tasks.pipeline import Pipeline
-from vitascope.tasks.request import Given, Keyframe
+from vitascope.tasks.request import Given, Keyframe, Shot
+
+PREFIX = 2
+"""Latent frames of a shot that stand beside the clip where such are taken; the rest takes its place in it."""
 
 
 @dataclass(frozen=True)
@@ -30,29 +33,38 @@ class Cells:
     level: Tensor
 
 
-def start_tracks(pipeline: Pipeline, fmt: ClipFormat, given: Given, seed: int) -> dict[str, Track]:
-    """The tracks of a clip of format `fmt` with what is given in its place.
+def start_tracks(
+    pipeline: Pipeline, fmt: ClipFormat, given: Given, seed: int, first_level: float = 1.0
+) -> dict[str, Track]:
+    """The tracks of a clip of format `fmt` with what is given in its place. first_level: where the schedule begins,
+    which is where a draft is taken up.
 
     Raises InputError (ShapeError) when something given does not fit the clip, CapabilityError when the model cannot
     take levels by the frame, or has no sound where the task needs it.
     """
     check_sound(pipeline, given)
     codec = pipeline.audio_codec
-    beside = pipeline.denoiser.capabilities.condition_channels > 0
-    condition = known_frames(pipeline, fmt, given).to(pipeline.device) if beside else None
+    conditioned = pipeline.denoiser.capabilities.condition_channels > 0
+    condition = known_frames(pipeline, fmt, given).to(pipeline.device) if conditioned else None
     # What stands beside the latents is not put into them.
-    tracks = {VIDEO: _video_cells(pipeline, fmt, Given() if beside else given)}
+    inside = Given(draft=given.draft) if conditioned else given
+    shots = [_encoded(pipeline, fmt, shot) for shot in inside.shots]
+    tracks = {VIDEO: _video_cells(pipeline, fmt, inside, shots, first_level)}
     times_s = {
         VIDEO: pipeline.defaults.latent_times_s(len(tracks[VIDEO].level), pipeline.video_codec.strides.time, fmt.fps)
     }
     if codec is not None:
         tracks[AUDIO] = _audio_cells(pipeline, codec, fmt, given)
         times_s[AUDIO] = [(i + 0.5) * codec.hop / codec.sample_rate_hz for i in range(len(tracks[AUDIO].level))]
-    partial = any(0 < int((cells.level < 1).sum()) < len(cells.level) for cells in tracks.values())
+    partial = any(len(set(cells.level.tolist())) > 1 for cells in tracks.values())
     if partial and pipeline.denoiser.capabilities.noise == "clip":
         raise CapabilityError(f"{pipeline.name} takes one noise level a clip: it cannot keep frames and make others")
-    made = {name: _noised(pipeline, name, cells, torch.tensor(times_s[name]), seed) for name, cells in tracks.items()}
-    return made | {VIDEO: replace(made[VIDEO], condition=condition)}
+    draw = {name: generator(seed, name) for name in tracks}
+    made = {name: _noised(pipeline, cells, times_s[name], draw[name]) for name, cells in tracks.items()}
+    shown = beside_cells(pipeline, fmt, inside, shots)
+    # drawn after the clip's own noise, so that it is the same with and without them
+    more = [_noised(pipeline, _at_most(cells, given, first_level), times, draw[VIDEO]) for cells, times in shown]
+    return made | {VIDEO: replace(_one_after_the_other([made[VIDEO], *more]), condition=condition)}
 
 
 def check_sound(pipeline: Pipeline, given: Given) -> None:
@@ -61,21 +73,53 @@ def check_sound(pipeline: Pipeline, given: Given) -> None:
         raise CapabilityError(f"{pipeline.name} makes pictures without sound: give neither a sound nor a silent clip")
 
 
-def _noised(pipeline: Pipeline, name: str, cells: Cells, times_s: Tensor, seed: int) -> Track:
+def _noised(pipeline: Pipeline, cells: Cells, times_s: list[float], draw: torch.Generator) -> Track:
     device = pipeline.device
-    noise = torch.randn(cells.clean.shape, generator=generator(seed, name)).to(device)
+    noise = torch.randn(cells.clean.shape, generator=draw).to(device)
     level = cells.level.view(1, 1, -1, *[1] * (cells.clean.ndim - 3)).to(device)
     noised = pipeline.path.add_noise(cells.clean.to(device), noise, level)
     values = torch.where(level == 0, cells.clean.to(device), noised)
-    return Track(values, level, times_s.to(device))
+    return Track(values, level, torch.tensor(times_s).to(device))
 
 
-def _video_cells(pipeline: Pipeline, fmt: ClipFormat, given: Given) -> Cells:
+def _one_after_the_other(tracks: list[Track]) -> Track:
+    """Latent frames of all, along time."""
+    if len(tracks) == 1:
+        return tracks[0]
+    values, noise = (torch.cat(parts, 2) for parts in zip(*((t.values, t.noise) for t in tracks), strict=True))
+    return Track(values, noise, torch.cat([track.times_s for track in tracks]))
+
+
+@dataclass(frozen=True)
+class EncodedShot:
+    """A shot, the frame that it begins at, and its latents (1, C, n, h, w)."""
+
+    shot: Shot
+    frame: int
+    latents: Tensor
+
+    @property
+    def beside(self) -> int:
+        """How many of its latent frames stand beside the clip; the others take their place in it."""
+        return PREFIX if self.frame else 0
+
+
+def _video_cells(
+    pipeline: Pipeline, fmt: ClipFormat, given: Given, shots: list[EncodedShot], first_level: float
+) -> Cells:
     codec = pipeline.video_codec
     count = latent_frames(fmt.num_frames, codec.strides.time)
     grid = (fmt.height_px // codec.strides.height, fmt.width_px // codec.strides.width)
     clean = torch.zeros(1, codec.latent_channels, count, *grid)
     level = torch.ones(count)
+    if given.draft is not None:
+        if given.draft.shape != clean.shape[1:]:
+            raise ShapeError(f"the draft of such a clip is {tuple(clean.shape[1:])}, got {tuple(given.draft.shape)}")
+        if first_level >= 1:
+            raise InputError(
+                "a draft is taken up at a level below 1: give levels that begin there, such as 0.9,0.7,0.4"
+            )
+        clean, level = given.draft[None].float().cpu(), torch.full((count,), first_level)
     if given.video is not None:
         clean, level = _encode(pipeline, _sized(given.video, fmt, "the given video")), torch.zeros(count)
     if given.past is not None:
@@ -84,8 +128,17 @@ def _video_cells(pipeline: Pipeline, fmt: ClipFormat, given: Given) -> Cells:
             asked = f"{given.past.shape[0]} frames are given and {fmt.num_frames} asked for"
             raise ShapeError(f"{asked}: nothing is left to make")
         clean[:, :, : past.shape[2]], level[: past.shape[2]] = past, 0.0
+    for shot in shots:
+        own = shot.latents[:, :, shot.beside :]
+        start = shot.frame // codec.strides.time + shot.beside
+        end = start + own.shape[2]
+        if bool((level[start:end] < (1.0 if given.draft is None else first_level)).any()):
+            raise InputError(f"the shot at {shot.shot.time_s} s lies over something else that is given")
+        clean[:, :, start:end], level[start:end] = own, 1.0 - shot.shot.strength
     taken: dict[int, float] = {}
     for keyframe in given.keyframes:
+        if pipeline.defaults.keyframes == "beside" and _frame(fmt, keyframe.time_s, "keyframe"):
+            continue
         index, latent = _keyframe(pipeline, fmt, keyframe)
         if level[index] == 0.0 and given.past is not None:
             raise InputError(f"a keyframe at {keyframe.time_s} s lies in the part that is already there")
@@ -96,7 +149,68 @@ def _video_cells(pipeline: Pipeline, fmt: ClipFormat, given: Given) -> Cells:
             )
         taken[index] = keyframe.time_s
         clean[:, :, index], level[index] = latent, 1.0 - keyframe.strength
-    return Cells(clean, level)
+    return _at_most(Cells(clean, level), given, first_level)
+
+
+def _at_most(cells: Cells, given: Given, first_level: float) -> Cells:
+    """Of a draft no cell, however weakly it is given, is noisier than where the schedule begins."""
+    return cells if given.draft is None else replace(cells, level=cells.level.clamp(max=first_level))
+
+
+def beside_cells(
+    pipeline: Pipeline, fmt: ClipFormat, given: Given, shots: list[EncodedShot]
+) -> list[tuple[Cells, list[float]]]:
+    """What is given of later times, where it stands beside the clip's own latent frames: cells with the times in
+    seconds of their latent frames. Pictures come first, as they are; of a shot the first two latent frames.
+
+    Source: LTX-Video 0.9.5 and later, as diffusers' LTXConditionPipeline has it.
+    """
+    stride, own = pipeline.video_codec.strides.time, pipeline.defaults
+    if own.keyframes != "beside":
+        return []
+    shown: list[tuple[int, Tensor, float]] = []
+    past = 0 if given.past is None else len(given.past)
+    for keyframe in given.keyframes:
+        frame = _frame(fmt, keyframe.time_s, "keyframe")
+        if 0 < frame < past:
+            raise InputError(f"a keyframe at {keyframe.time_s} s lies in the part that is already there")
+        if frame:
+            picture = fit(keyframe.picture, fmt.width_px, fmt.height_px)[None]
+            shown.append((frame, _encode(pipeline, picture), keyframe.strength))
+    shown += [(shot.frame, shot.latents[:, :, : shot.beside], shot.shot.strength) for shot in shots if shot.beside]
+    return [
+        (
+            Cells(latents, torch.full((latents.shape[2],), 1.0 - strength)),
+            [time_s + frame / fmt.fps for time_s in own.latent_times_s(latents.shape[2], stride, fmt.fps)],
+        )
+        for frame, latents, strength in shown
+    ]
+
+
+def _encoded(pipeline: Pipeline, fmt: ClipFormat, shot: Shot) -> EncodedShot:
+    """Raises InputError (ShapeError, CapabilityError) for a shot that does not fit."""
+    time, frame = pipeline.video_codec.strides.time, _frame(fmt, shot.time_s, "shot")
+    count = latent_frames(len(shot.frames), time)
+    if frame and pipeline.defaults.keyframes != "beside":
+        raise CapabilityError(
+            f"{pipeline.name} takes frames at the beginning of the clip alone, not at {shot.time_s} s"
+        )
+    if frame + len(shot.frames) > fmt.num_frames:
+        raise InputError(
+            f"a shot of {len(shot.frames)} frames at {shot.time_s} s does not fit a clip of {fmt.num_frames}"
+        )
+    if frame and count < PREFIX:
+        raise ShapeError(f"a later shot has {1 + time} frames or more, got {len(shot.frames)}; one frame is a keyframe")
+    return EncodedShot(shot, frame, _encode(pipeline, fit(shot.frames, fmt.width_px, fmt.height_px)))
+
+
+def _frame(fmt: ClipFormat, time_s: float, what: str) -> int:
+    """The frame at a time. Raises InputError after the last one."""
+    frame = round(time_s * fmt.fps)
+    if frame > fmt.num_frames - 1:
+        last_s = (fmt.num_frames - 1) / fmt.fps
+        raise InputError(f"a {what} at {time_s} s lies after the last frame, at {last_s:.3f} s")
+    return frame
 
 
 def _keyframe(pipeline: Pipeline, fmt: ClipFormat, keyframe: Keyframe) -> tuple[int, Tensor]:
@@ -105,12 +219,7 @@ def _keyframe(pipeline: Pipeline, fmt: ClipFormat, keyframe: Keyframe) -> tuple[
     The first latent frame is a picture; a later one holds `time` frames, and the keyframe stands still for them.
     """
     time = pipeline.video_codec.strides.time
-    frame = round(keyframe.time_s * fmt.fps)
-    if frame > fmt.num_frames - 1:
-        raise InputError(
-            f"a keyframe at {keyframe.time_s} s lies after the last frame, at {(fmt.num_frames - 1) / fmt.fps:.3f} s"
-        )
-    index = -(-frame // time)
+    index = -(-_frame(fmt, keyframe.time_s, "keyframe") // time)
     picture = fit(keyframe.picture, fmt.width_px, fmt.height_px)[None]
     held = picture.expand(1 if index == 0 else 1 + time, -1, -1, -1)
     return index, _encode(pipeline, held)[:, :, -1]

@@ -41,6 +41,8 @@ def generate_any_length(pipeline: Pipeline, request: GenerateRequest, report: Re
     pipeline.check_format(request.format)
     if request.given.past is not None or request.given.past_audio is not None:
         raise InputError(f"a past works for clips of at most {native} frames; `extend` goes on from a clip")
+    if request.given.shots or request.given.draft is not None:
+        raise InputError(f"shots and drafts work for clips of at most {native} frames, got {request.format.num_frames}")
     if request.given.camera is not None:
         raise InputError(f"a camera path works for clips of at most {native} frames, got {request.format.num_frames}")
     video = request.given.video
@@ -62,6 +64,8 @@ def extend(pipeline: Pipeline, request: GenerateRequest, clip: Clip, report: Rep
         raise InputError(f"the clip to extend has {clip.fps:g} fps, the request {fmt.fps:g}")
     if given.video is not None or given.camera is not None or given.past is not None or given.past_audio is not None:
         raise InputError("a clip to extend goes with keyframes and audio, not with a given video, camera path or past")
+    if given.shots or given.draft is not None:
+        raise InputError("a clip to extend goes with keyframes and audio, not with shots or a draft")
     if latent_frames(fmt.num_frames, pipeline.video_codec.strides.time) < 2:
         raise InputError(f"{fmt.num_frames} frames add nothing: the first stands for the last of the clip to extend")
     check_sound(pipeline, given)
@@ -109,6 +113,7 @@ def _make(pipeline: Pipeline, request: GenerateRequest, start: Clip | None, repo
     windows = plan_windows(fmt.num_frames, len(frames), own.clip.num_frames, own.overlap_frames, stride)
     _check_keyframes(request, len(frames))
     seconds: dict[str, float] = {}
+    skipped = 0.0
     for number, window in enumerate(windows):
         part = _part(request, window, frames, None if pipeline.audio_codec is None else samples)
         made = generate(pipeline, part, _counted(report, number, len(windows)))
@@ -116,13 +121,14 @@ def _make(pipeline: Pipeline, request: GenerateRequest, start: Clip | None, repo
         if made.clip.samples is not None:
             samples = _join_sound(samples, made.clip.samples, _num_samples(fmt, window.first))
         samples = fit_samples(samples, _num_samples(fmt, len(frames)))
+        skipped += made.skipped_share / len(windows)
         for name, spent in made.seconds.items():
             seconds[name] = seconds.get(name, 0.0) + spent
     if given.audio is not None:
         samples = fit_samples(given.audio, fmt.num_samples)
     silent = pipeline.audio_codec is None and before is None
     clip = Clip(frames, fmt.fps, None if silent else samples, fmt.sample_rate_hz)
-    return Generated(clip, recipe_of(pipeline, request), seconds)
+    return Generated(clip, recipe_of(pipeline, request), seconds, skipped)
 
 
 def _part(request: GenerateRequest, window: Window, frames: Tensor, samples: Tensor | None) -> GenerateRequest:

@@ -11,7 +11,6 @@ from math import exp
 from typing import Any
 
 from vitascope.core.errors import CheckpointError, InputError, choice
-from vitascope.diffusion.guidance import Guidance
 from vitascope.diffusion.sampling_schedule import SamplingSchedule, ShiftBySize, Spacing
 from vitascope.tasks.discover import DENOISER, Found
 from vitascope.tasks.pipeline import Defaults
@@ -64,4 +63,4 @@ def _ltx_defaults(notes: Mapping[str, Any], own: Defaults) -> Defaults:
         distilled = SamplingSchedule(listed=levels)
     except (TypeError, ValueError, InputError) as error:
         raise CheckpointError(f"the LTX file lists levels that cannot be sampled: {listed!r}") from error
-    return replace(own, schedule=distilled, guidance=Guidance(1.0), num_inference_steps=len(levels))
+    return replace(own, schedule=distilled, guidance=replace(own.guidance, scale=1.0), num_inference_steps=len(levels))

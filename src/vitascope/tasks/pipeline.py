@@ -30,6 +30,7 @@ from vitascope.tasks.request import GenerateRequest
 
 PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 FrameTimes = Literal["middle", "begin", "begin_causal"]
+KeyframePlace = Literal["cells", "beside"]
 MAX_SIDE_PX, MAX_FPS = 8192, 240.0
 
 
@@ -40,6 +41,9 @@ class Defaults:
     clip: the format it was trained at. schedule: the levels that it is sampled at.
     frame_times: when the model is told that a latent frame is: in the middle of its frames, or at the first of them,
     counted as if all latent frames held as many frames ("begin") or as they are ("begin_causal").
+    keyframes: whether what is given of a later time takes the place of latent frames ("cells"), or stands "beside" them
+    as frames of its own at that time, which the others read and which are left out of the clip.
+    tea_coefficients: of the polynomial that was fitted to the model, for step caches of the kind "tea".
     overlap_frames: frames that a longer clip carries over from one window of `clip.num_frames` to the next.
     """
 
@@ -50,6 +54,8 @@ class Defaults:
     schedule: SamplingSchedule = field(default_factory=SamplingSchedule)
     overlap_frames: int = 9
     frame_times: FrameTimes = "middle"
+    tea_coefficients: tuple[float, ...] = ()
+    keyframes: KeyframePlace = "cells"
 
     def latent_times_s(self, num_latent_frames: int, stride: int, fps: float) -> list[float]:
         """The time of each latent frame in seconds, for a codec of that time stride."""

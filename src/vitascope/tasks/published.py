@@ -33,6 +33,7 @@ from vitascope.tasks.discover import CODEC, DENOISER, IMAGE, INDEX, TEXT, Found,
 from vitascope.tasks.fitting import MemoryLimit, OnDemand, fit_published, text_cost, text_device
 from vitascope.tasks.original import original_defaults
 from vitascope.tasks.pipeline import Defaults, Pipeline
+from vitascope.tasks.tea import tea_coefficients
 from vitascope.weights.foreign import ForeignConfig, read_object
 from vitascope.weights.sources import open_source
 
@@ -86,7 +87,7 @@ def _euler_schedule(theirs: ForeignConfig, own: Defaults, inverted: bool = False
     return replace(own.schedule, shift=theirs.take("shift", 1.0), by_size=by_size, terminal=terminal)
 
 
-_WAN = Defaults(ClipFormat(832, 480, 16.0, 81), 50, Guidance(5.0), "unipc")
+_WAN = Defaults(ClipFormat(832, 480, 16.0, 81), 50, Guidance(5.0, rescale_on="velocity"), "unipc")
 PIPELINES: dict[str, PublishedPipeline] = {
     "WanPipeline": PublishedPipeline(
         "WanTransformer3DModel",
@@ -106,7 +107,9 @@ PIPELINES: dict[str, PublishedPipeline] = {
         "LTXVideoTransformer3DModel",
         "AutoencoderKLLTXVideo",
         T5_OPTIONS["ltx"],
-        Defaults(ClipFormat(704, 512, 25.0, 161), 50, Guidance(3.0), "euler", frame_times="begin"),
+        Defaults(
+            ClipFormat(704, 512, 25.0, 161), 50, Guidance(3.0, rescale_on="velocity"), "euler", frame_times="begin"
+        ),
         _euler_schedule,
     ),
     "LTXConditionPipeline": PublishedPipeline(
@@ -116,10 +119,11 @@ PIPELINES: dict[str, PublishedPipeline] = {
         Defaults(
             ClipFormat(704, 512, 25.0, 161),
             50,
-            Guidance(3.0),
+            Guidance(3.0, rescale_on="velocity"),
             "euler",
             SamplingSchedule("linear_quadratic"),
             frame_times="begin_causal",
+            keyframes="beside",
         ),
         _euler_schedule,
     ),
@@ -127,7 +131,13 @@ PIPELINES: dict[str, PublishedPipeline] = {
         "MochiTransformer3DModel",
         "AutoencoderKLMochi",
         T5_OPTIONS["mochi"],
-        Defaults(ClipFormat(848, 480, 30.0, 163), 64, Guidance(4.5), "euler", SamplingSchedule("linear_quadratic")),
+        Defaults(
+            ClipFormat(848, 480, 30.0, 163),
+            64,
+            Guidance(4.5, rescale_on="velocity"),
+            "euler",
+            SamplingSchedule("linear_quadratic"),
+        ),
         partial(_euler_schedule, inverted=True),
     ),
 }
@@ -189,6 +199,7 @@ def load_published_pipeline(
         denoiser = _there(parts[DENOISER]).load(device=device, dtype=precision, ranks=ranks)
         codec = _there(parts[CODEC]).load(device=device)
     _check_channels(found.path, denoiser, codec)
+    defaults = replace(defaults, tea_coefficients=tea_coefficients(kind.denoiser, denoiser.config.width, denoiser))
     pictures = partial(_image_encoder, found, device) if getattr(denoiser.config, "image_width", 0) else None
     pipeline = Pipeline(
         name=name,

@@ -11,8 +11,12 @@ from typing import Any
 
 from torch import Tensor
 
+from vitascope.caches.steps import StepCaching
 from vitascope.core.errors import InputError, PromptError
 from vitascope.core.shapes import ClipFormat
+from vitascope.diffusion.guidance import Perturbation
+from vitascope.diffusion.sampling_schedule import listed_levels
+from vitascope.weights.config import config_to_dict
 
 
 @dataclass(frozen=True)
@@ -35,14 +39,31 @@ class Keyframe:
 
 
 @dataclass(frozen=True)
+class Shot:
+    """Frames (1 + k * stride, 3, H, W) uint8 that the clip shows from `time_s` on; strength as of a keyframe."""
+
+    time_s: float
+    frames: Tensor
+    strength: float = 1.0
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.strength <= 1.0:
+            raise InputError(f"the strength of a shot lies in [0, 1], got {self.strength}")
+        if not 0.0 <= self.time_s < inf:
+            raise InputError(f"the time of a shot is a number of seconds from 0 up, got {self.time_s}")
+
+
+@dataclass(frozen=True)
 class Given:
     """What is known of the clip besides its prompt.
 
-    keyframes: pictures at times (an image to start from is one at 0). audio: samples (N,) at the clip's rate, kept as
-    they are; the video follows them. video: frames (T, 3, H, W) uint8 of the clip's own size and length, kept as they
-    are; the sound follows them. past: frames (1 + k * stride, 3, H, W) uint8 that the clip begins with and goes on
-    from. past_audio: samples (N,) that its sound begins with. camera: path (T, 7) of position (world units), yaw,
-    pitch, roll (radians) and field of view (degrees) a frame.
+    keyframes: pictures at times (an image to start from is one at 0). shots: frames at times. audio: samples (N,) at
+    the clip's rate, kept as they are; the video follows them. video: frames (T, 3, H, W) uint8 of the clip's own size
+    and length, kept as they are; the sound follows them. past: frames (1 + k * stride, 3, H, W) uint8 that the clip
+    begins with and goes on from. past_audio: samples (N,) that its sound begins with. camera: path (T, 7) of position
+    (world units), yaw, pitch, roll (radians) and field of view (degrees) a frame. draft: latents (C, N, h, w) of the
+    whole clip, which it is made anew from, at the level that the request's `levels` begin with.
     """
 
     keyframes: tuple[Keyframe, ...] = ()
@@ -51,17 +72,33 @@ class Given:
     past: Tensor | None = None
     past_audio: Tensor | None = None
     camera: Tensor | None = None
+    draft: Tensor | None = None
+    shots: tuple[Shot, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.video is not None and (self.keyframes or self.past is not None):
-            raise InputError("a video whose sound is made is known whole: it goes with neither keyframes nor a past")
+        if self.video is not None and (self.keyframes or self.shots or self.past is not None):
+            raise InputError(
+                "a video whose sound is made is known whole: it goes with no keyframes, no shots and no past"
+            )
         if self.audio is not None and (self.video is not None or self.past_audio is not None):
             raise InputError("a given audio is known whole: it goes with neither a given video nor a past of the audio")
 
 
+SETTINGS = (
+    "prompt", "negative_prompt", "seed", "num_inference_steps", "guidance_scale", "sampler", "levels",
+    "guidance_rescale", "guidance_interval", "stg_scale", "stg_layers", "stg_by", "step_cache",
+)  # fmt: skip
+"""What `GenerateRequest.settings` writes under its own name: `config_from_dict` makes a request of it again."""
+
+
 @dataclass(frozen=True)
 class GenerateRequest:
-    """One clip to make. None means the pipeline's own default; `guidance_scale` is w in uncond + w (cond - uncond)."""
+    """One clip to make. None means the pipeline's own default; `guidance_scale` is w in uncond + w (cond - uncond).
+
+    levels: what the sampler passes through, in place of a number of steps. guidance_rescale, guidance_interval: see
+    `Guidance`. stg_scale, stg_layers, stg_by: of spatio-temporal guidance, `perturbed`, `perturbed_layers` and
+    `perturbation` there. step_cache: None runs all blocks at every step.
+    """
 
     prompt: str
     negative_prompt: str = ""
@@ -70,6 +107,13 @@ class GenerateRequest:
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
     sampler: str | None = None
+    levels: tuple[float, ...] | None = None
+    guidance_rescale: float | None = None
+    guidance_interval: tuple[float, float] | None = None
+    stg_scale: float | None = None
+    stg_layers: tuple[int, ...] | None = None
+    stg_by: Perturbation | None = None
+    step_cache: StepCaching | None = None
     given: Given = field(default_factory=Given)
 
     def __post_init__(self) -> None:
@@ -84,6 +128,12 @@ class GenerateRequest:
             raise InputError(f"the guidance scale lies in [0, 30], got {self.guidance_scale}")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"the seed lies in 0..2^63 - 1, got {self.seed}")
+        if self.stg_scale is not None and not 0.0 <= self.stg_scale <= 30.0:
+            raise InputError(f"the scale of spatio-temporal guidance lies in [0, 30], got {self.stg_scale}")
+        if self.levels is not None:
+            count = len(listed_levels(self.levels))
+            if self.num_inference_steps not in (None, count):
+                raise InputError(f"the levels are those of {count} steps, not of {self.num_inference_steps}")
 
     def settings(self) -> dict[str, Any]:
         """The request without its tensors, as JSON values."""
@@ -95,8 +145,11 @@ class GenerateRequest:
             "height": fmt.height_px,
             "fps": fmt.fps,
             "num_frames": fmt.num_frames,
-            "seed": self.seed,
-            "num_inference_steps": self.num_inference_steps,
-            "guidance_scale": self.guidance_scale,
-            "sampler": self.sampler,
+            **{name: _plain(getattr(self, name)) for name in SETTINGS if not name.endswith("prompt")},
         }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, StepCaching):
+        return config_to_dict(value)
+    return list(value) if isinstance(value, tuple) else value

@@ -15,6 +15,7 @@ from vitascope.core.errors import CapabilityError, InputError, ShapeError
 from vitascope.core.protocols import CAUSAL, Denoiser, TemporalStrategy
 from vitascope.core.shapes import latent_frame_times
 from vitascope.core.tracks import TextContext, Track
+from vitascope.diffusion.guidance import Perturbation, disable
 from vitascope.models.factorised.config import FactorisedConfig
 from vitascope.models.factorised.model import FactorisedDenoiser
 from vitascope.models.factorised.presets import PRESETS
@@ -368,3 +369,33 @@ def test_compiled_regions_give_what_the_plain_model_gives() -> None:
         error = (out[name].float() - value.float()).norm() / value.float().norm()
         # fused operations round less often than those one by one, by about 2^-8 each time
         assert error < 3e-2, name
+
+
+@each_variant
+def test_disabled_layers_leave_every_token_to_itself(name: str) -> None:
+    """With no exchange and no local path a change of one cell stays in its token; `block` is a model without it."""
+    changes: dict[str, Any] = {**VARIANTS[name], "exchange_layers": (), "local_channels": ()}
+    model = make(**changes)
+    tracks, text = make_tracks(), make_text()
+    text = model.label_context(torch.tensor([0, 1])) if name == "classes" else text
+    video, audio = tracks["video"].values.clone(), tracks["audio"].values.clone()
+    video[:, :, 2:, 2:, 2:], audio[:, :, 6:] = 0.0, 0.0
+    changed = {"video": tracks["video"].with_values(video), "audio": tracks["audio"].with_values(audio)}
+
+    def run(given: dict[str, Track], how: Perturbation, layers: tuple[int, ...]) -> dict[str, Tensor]:
+        state, passage = model.enter(given, text)
+        passage = disable(passage, layers, how)
+        for layer in passage.layers:
+            state = layer(state)
+        return passage.finish(state)
+
+    before, after = (run(given, "attention", (0, 1)) for given in (tracks, changed))
+    assert torch.equal(before["video"][:, :, :2], after["video"][:, :, :2])
+    assert torch.equal(before["video"][:, :, :, :2], after["video"][:, :, :, :2])
+    assert torch.equal(before["audio"][:, :, :6], after["audio"][:, :, :6])
+    assert not torch.equal(before["video"][:, :, 2:, 2:, 2:], after["video"][:, :, 2:, 2:, 2:])
+    plain = model(tracks, text)
+    assert differ(before, plain)
+    without = run(tracks, "block", (0,))
+    model.layers = model.layers[1:]
+    assert_same(without, model(tracks, text))

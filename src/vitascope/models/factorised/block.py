@@ -56,16 +56,16 @@ class VideoBlock(nn.Module):
         self.text = CrossAttention(width, config.text_width, heads)
         self.feed_forward = FeedForward(width, config.hidden, config.feed_forward)
 
-    def attend(self, x_BTND: Tensor, vectors: tuple[Tensor, ...], around: Surroundings) -> Tensor:
+    def attend(self, x_BTND: Tensor, vectors: tuple[Tensor, ...], around: Surroundings, alone: bool = False) -> Tensor:
         """The attentions. Tokens are transposed for the one over time, not heads: rows of D stay whole."""
         batch, frames = x_BTND.shape[:2]
         shift, scale, gate = vectors[0:3]
         y = modulate(layer_norm(x_BTND), shift, scale).flatten(0, 1)
-        x_BTND = x_BTND + gate * self.space(y, around.space_table).unflatten(0, (batch, frames))
+        x_BTND = x_BTND + gate * self.space(y, around.space_table, alone=alone).unflatten(0, (batch, frames))
         shift, scale, gate = vectors[3:6]
         # Of one clip the transposed tokens would stay a view, for which a linear map copies its weights row by row.
         y = modulate(layer_norm(x_BTND), shift, scale).transpose(1, 2).contiguous().flatten(0, 1)
-        y = self.time(y, around.time_table, around.masks.video)
+        y = self.time(y, around.time_table, around.masks.video, alone)
         x_BTND = x_BTND + gate * y.unflatten(0, (batch, -1)).transpose(1, 2)
         y = self.text(layer_norm(x_BTND).flatten(1, 2), around.text_BSX, around.text_mask_BS)
         return x_BTND + y.view_as(x_BTND)
@@ -87,11 +87,11 @@ class AudioBlock(nn.Module):
         self.text = CrossAttention(width, config.text_width, heads)
         self.feed_forward = FeedForward(width, config.audio_hidden, config.feed_forward)
 
-    def attend(self, x_BAC: Tensor, vectors: tuple[Tensor, ...], around: Surroundings) -> Tensor:
+    def attend(self, x_BAC: Tensor, vectors: tuple[Tensor, ...], around: Surroundings, alone: bool = False) -> Tensor:
         """The attentions."""
         shift, scale, gate = vectors[0:3]
         y = modulate(layer_norm(x_BAC), shift, scale)
-        x_BAC = x_BAC + gate * self.time(y, around.audio_table, around.masks.audio)
+        x_BAC = x_BAC + gate * self.time(y, around.audio_table, around.masks.audio, alone)
         return x_BAC + self.text(layer_norm(x_BAC), around.text_BSX, around.text_mask_BS)
 
     def feed(self, x_BAC: Tensor, vectors: tuple[Tensor, ...]) -> Tensor:
@@ -112,17 +112,18 @@ class Layer(nn.Module):
         )
 
     def forward(
-        self, video_BTND: Tensor | None, audio_BAC: Tensor | None, around: Surroundings
+        self, video_BTND: Tensor | None, audio_BAC: Tensor | None, around: Surroundings, alone: bool = False
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Both tracks, or None for one that the call is without."""
+        """Both tracks, or None for one that the call is without. alone: see `core.protocols.Layer`; tracks still read
+        each other."""
         video_vectors: tuple[Tensor, ...] = ()
         audio_vectors: tuple[Tensor, ...] = ()
         if self.video is not None and video_BTND is not None:
             video_vectors = self.video.modulation(around.video_condition)
-            video_BTND = self.video.attend(video_BTND, video_vectors, around)
+            video_BTND = self.video.attend(video_BTND, video_vectors, around, alone)
         if self.audio is not None and audio_BAC is not None:
             audio_vectors = self.audio.modulation(around.audio_condition)
-            audio_BAC = self.audio.attend(audio_BAC, audio_vectors, around)
+            audio_BAC = self.audio.attend(audio_BAC, audio_vectors, around, alone)
         if self.exchange is not None and video_BTND is not None and audio_BAC is not None:
             video_BTND, audio_BAC = self._exchange(
                 (video_BTND, video_vectors[VIDEO_VECTORS:]), (audio_BAC, audio_vectors[AUDIO_VECTORS:]), around
@@ -132,6 +133,14 @@ class Layer(nn.Module):
         if self.audio is not None and audio_BAC is not None:
             audio_BAC = self.audio.feed(audio_BAC, audio_vectors)
         return video_BTND, audio_BAC
+
+    def modulated(self, video_BTND: Tensor | None, audio_BAC: Tensor | None, around: Surroundings) -> Tensor:
+        """What the first attention reads of the video or, without video, of the audio."""
+        if self.video is not None and video_BTND is not None:
+            return modulate(layer_norm(video_BTND), *self.video.modulation(around.video_condition)[:2])
+        assert self.audio is not None
+        assert audio_BAC is not None
+        return modulate(layer_norm(audio_BAC), *self.audio.modulation(around.audio_condition)[:2])
 
     def _exchange(
         self,

@@ -7,13 +7,14 @@ cell (not per clip), audio is generated and not only read, and both tracks read 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vitascope.core.errors import CapabilityError
-from vitascope.core.protocols import FULL, Capabilities, TemporalStrategy, check_call
+from vitascope.core.protocols import FULL, Capabilities, Passage, State, TemporalStrategy, check_call
 from vitascope.core.tracks import AUDIO, VIDEO, TextContext, Track, Tracks
 from vitascope.models.factorised.block import AUDIO_VECTORS, EXCHANGE_VECTORS, VIDEO_VECTORS, Layer, Surroundings
 from vitascope.models.factorised.config import FactorisedConfig
@@ -104,6 +105,20 @@ class FactorisedDenoiser(nn.Module):
         tracks: "video", "audio" or both. camera: (B, latent frames, 7), see `CameraEmbedding`. Raises CapabilityError
         for a track, camera or strategy that the model does not have, ShapeError for sizes that do not fit the patch.
         """
+        state, passage = self.enter(tracks, text, camera, strategy)
+        for layer in passage.layers:
+            state = layer(state)
+        return passage.finish(state)
+
+    def enter(
+        self,
+        tracks: Tracks,
+        text: TextContext,
+        camera: Tensor | None = None,
+        strategy: TemporalStrategy = FULL,
+    ) -> tuple[State, Passage]:
+        """`forward`, taken apart: the state is (video tokens, audio tokens). The signal is what the first
+        attention reads of the video, or of the audio in a call without video."""
         self._check(tracks, camera, strategy)
         video, audio = tracks.get(VIDEO), tracks.get(AUDIO)
         video_spans = None if video is None else Spans.of(video.times_s, self.config.patch[0])
@@ -132,24 +147,44 @@ class FactorisedDenoiser(nn.Module):
             masks=build_masks(strategy, video_spans, audio_spans, cells),
             **self._tables(video, video_spans, audio_spans),
         )
-        for layer in self.layers:
-            x, y = run_layer(self.gradient_checkpointing, layer, x, y, around)
-        out: dict[str, Tensor] = {}
-        if video is not None and x is not None and self.video is not None and video_condition is not None:
-            prediction = unpatchify(self.video.finish(x, video_condition), self.config.patch, video.values.shape)
-            if self.up is not None:
-                prediction = prediction + self.up(x, near, near_BTHWD)
-            out[VIDEO] = prediction.to(video.values.dtype)
-        if audio is not None and y is not None and self.audio is not None and audio_condition is not None:
-            values = self.audio.finish(y, audio_condition).unflatten(-1, (self.config.audio_channels, -1))
-            out[AUDIO] = values.transpose(1, 2).flatten(2).to(audio.values.dtype)
-        return out
+
+        def run(module: nn.Module, state: State, alone: bool = False) -> State:
+            return run_layer(self.gradient_checkpointing, module, *state, around, alone)
+
+        def finish(state: State) -> dict[str, Tensor]:
+            (x, y), out = state, {}
+            if video is not None and x is not None and video_condition is not None:
+                out[VIDEO] = self._finish_video(x, video, video_condition, near, near_BTHWD)
+            if audio is not None and y is not None and audio_condition is not None:
+                out[AUDIO] = self._finish_audio(y, audio, audio_condition)
+            return out
+
+        def signal(state: State) -> Tensor:
+            (x, y), first = state, self.layers[0]
+            assert isinstance(first, Layer)
+            return first.modulated(x, y, around)
+
+        return (x, y), Passage(tuple(partial(run, layer) for layer in self.layers), finish, signal)
 
     def _check(self, tracks: Tracks, camera: Tensor | None, strategy: TemporalStrategy) -> None:
         check_call(self.capabilities, tracks, camera, strategy)
         for name, patch in ((VIDEO, self.config.patch), (AUDIO, (self.config.audio_patch,))):
             if name in tracks:
                 check_patch(name, tracks[name].values.shape[2:], patch)
+
+    def _finish_video(
+        self, x_BTND: Tensor, track: Track, condition: Tensor, near: list[Tensor], near_BTHWD: Tensor | None
+    ) -> Tensor:
+        assert self.video is not None
+        prediction = unpatchify(self.video.finish(x_BTND, condition), self.config.patch, track.values.shape)
+        if self.up is not None:
+            prediction = prediction + self.up(x_BTND, near, near_BTHWD)
+        return prediction.to(track.values.dtype)
+
+    def _finish_audio(self, y_BAC: Tensor, track: Track, condition: Tensor) -> Tensor:
+        assert self.audio is not None
+        values = self.audio.finish(y_BAC, condition).unflatten(-1, (self.config.audio_channels, -1))
+        return values.transpose(1, 2).flatten(2).to(track.values.dtype)
 
     def _embed_video(self, values: Tensor, spans: Spans) -> Tensor:
         assert self.video is not None

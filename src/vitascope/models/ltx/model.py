@@ -8,13 +8,14 @@ to the model.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from math import pi
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitascope.core.protocols import FULL, Capabilities, TemporalStrategy, check_call
+from vitascope.core.protocols import FULL, Capabilities, Passage, State, TemporalStrategy, check_call
 from vitascope.core.tracks import VIDEO, TextContext, Track, Tracks
 from vitascope.models.ltx.config import LTXConfig
 from vitascope.nn.attention import AttentionKind, CrossAttention, KeysValues, SelfAttention
@@ -55,14 +56,20 @@ class LTXBlock(nn.Module):
         mask_BS: Tensor | None,
         table: RotaryTable,
         read: Attend = attend,
+        alone: bool = False,
     ) -> Tensor:
-        """vectors: (B, 1|L, 6, D). read: how tokens read each other."""
-        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (self.offsets + vectors_BL6D).unbind(-2)
-        y = modulate(rms_norm(x_BLD, self.eps), shift_a, scale_a)
-        x_BLD = x_BLD + gate_a * self.attention(y, table, read=read)
+        """vectors: (B, 1|L, 6, D). read: how tokens read each other. alone: see `core.protocols.Layer`."""
+        gate_a, shift_f, scale_f, gate_f = (self.offsets[2:] + vectors_BL6D[..., 2:, :]).unbind(-2)
+        y = self.modulated(x_BLD, vectors_BL6D)
+        x_BLD = x_BLD + gate_a * self.attention(y, table, read=read, alone=alone)
         x_BLD = x_BLD + self.cross.read(x_BLD, memory, mask_BS)
         y = modulate(rms_norm(x_BLD, self.eps), shift_f, scale_f)
         return x_BLD + gate_f * self.feed_forward(y)
+
+    def modulated(self, x_BLD: Tensor, vectors_BL6D: Tensor) -> Tensor:
+        """What the self-attention reads."""
+        shift, scale = (self.offsets[:2] + vectors_BL6D[..., :2, :]).unbind(-2)
+        return modulate(rms_norm(x_BLD, self.eps), shift, scale)
 
 
 class LTXDenoiser(nn.Module):
@@ -122,6 +129,20 @@ class LTXDenoiser(nn.Module):
         `times_s` of the track are when each latent frame begins. sharing: how processes share the tokens; each of them
         gives the whole result. Raises CapabilityError for what the model does not take.
         """
+        state, passage = self.enter(tracks, text, camera, strategy, sharing)
+        for layer in passage.layers:
+            state = layer(state)
+        return passage.finish(state)
+
+    def enter(
+        self,
+        tracks: Tracks,
+        text: TextContext,
+        camera: Tensor | None = None,
+        strategy: TemporalStrategy = FULL,
+        sharing: Sharing = WHOLE,
+    ) -> tuple[State, Passage]:
+        """`forward`, taken apart; the signal is what the first self-attention reads."""
         check_call(self.capabilities, tracks, camera, strategy)
         track, dtype = tracks[VIDEO], self.embed.weight.dtype
         tokens_BLV = patchify(track.values.to(dtype), PATCH).flatten(1, 2)
@@ -130,14 +151,28 @@ class LTXDenoiser(nn.Module):
         level_BLD, vectors_BL6D = self._modulation(share.split(self._levels(track)), dtype)
         text = text if text.prepared else self.prepare(text)
         table = share.split_table(self._table(track))
+        mask, saving, read = text.mask, self.gradient_checkpointing, share.attend
+
+        def layer(block: nn.Module, memory: KeysValues, state: State, alone: bool = False) -> State:
+            return (run_layer(saving, block, state[0], vectors_BL6D, memory, mask, table, read, alone),)
+
+        def finish(state: State) -> dict[str, Tensor]:
+            (x_BLD,) = state
+            assert x_BLD is not None
+            shift, scale = (self.head_offsets + level_BLD.unsqueeze(-2)).unbind(-2)
+            out = share.join(self.head(modulate(layer_norm(x_BLD).to(dtype), shift, scale)))
+            shape = (len(out), self.config.out_channels, *track.values.shape[2:])
+            return {VIDEO: unpatchify(out, PATCH, shape).to(track.values.dtype)}
+
+        def signal(state: State) -> Tensor:
+            first = self.blocks[0]
+            assert isinstance(first, LTXBlock)
+            assert state[0] is not None
+            return first.modulated(state[0], vectors_BL6D)
+
         memories = zip(text.prepared[::2], text.prepared[1::2], strict=True)
-        for block, memory in zip(self.blocks, memories, strict=True):
-            inputs = (x_BLD, vectors_BL6D, memory, text.mask, table, share.attend)
-            x_BLD = run_layer(self.gradient_checkpointing, block, *inputs)
-        shift, scale = (self.head_offsets + level_BLD.unsqueeze(-2)).unbind(-2)
-        out = share.join(self.head(modulate(layer_norm(x_BLD).to(dtype), shift, scale)))
-        shape = (len(out), self.config.out_channels, *track.values.shape[2:])
-        return {VIDEO: unpatchify(out, PATCH, shape).to(track.values.dtype)}
+        layers = tuple(partial(layer, block, memory) for block, memory in zip(self.blocks, memories, strict=True))
+        return (x_BLD,), Passage(layers, finish, signal)
 
     def _levels(self, track: Track) -> Tensor:
         """(B, 1|L): one level for a clip, or one for each token."""

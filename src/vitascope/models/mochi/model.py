@@ -8,12 +8,13 @@ B clips, L video tokens (T h w), S words, D width of the video stream, C of the 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitascope.core.protocols import FULL, Capabilities, TemporalStrategy, check_call
+from vitascope.core.protocols import FULL, Capabilities, Passage, State, TemporalStrategy, check_call
 from vitascope.core.tracks import VIDEO, TextContext, Track, Tracks
 from vitascope.models.mochi.config import MochiConfig
 from vitascope.nn.attention import KeysValues
@@ -49,9 +50,12 @@ class Stream(nn.Module):
 
     def project(self, x_BLC: Tensor, vectors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, (B, L, H, E)."""
-        y = (rms_norm(x_BLC.float(), self.eps) * (1 + vectors[0].float())).to(x_BLC.dtype)
-        q, k, v = self.qkv(y).unflatten(-1, (-1, self.each)).chunk(3, -2)
+        q, k, v = self.qkv(self.modulated(x_BLC, vectors)).unflatten(-1, (-1, self.each)).chunk(3, -2)
         return self.norm_q(q), self.norm_k(k), v
+
+    def modulated(self, x_BLC: Tensor, vectors: tuple[Tensor, ...]) -> Tensor:
+        """What the attention reads."""
+        return (rms_norm(x_BLC.float(), self.eps) * (1 + vectors[0].float())).to(x_BLC.dtype)
 
     def vectors(self, condition_BD: Tensor) -> tuple[Tensor, ...]:
         """Scale and gate of the attention, then of the feed-forward, (B, 1, C) each; one scale in the last."""
@@ -93,11 +97,13 @@ class MochiBlock(nn.Module):
         seen_BS: Tensor,
         table: RotaryTable,
         read: AttendJoint = attend_jointly,
+        alone: bool = False,
     ) -> Tensor:
-        """The video stream after reading itself and what `remember` gave."""
+        """The video stream after reading itself and what `remember` gave. alone: see `core.protocols.Layer`; here the
+        one attention reads the text too, and is left out whole."""
         vectors = self.video.vectors(condition_BD)
-        no_queries = memory[0][:, :0]
-        found, _ = read(self._turned(x_BLD, vectors, table), (no_queries, *memory), seen_BS)
+        mine, no_queries = self._turned(x_BLD, vectors, table), memory[0][:, :0]
+        found = mine[2] if alone else read(mine, (no_queries, *memory), seen_BS)[0]
         return self.video.finish(x_BLD, found.flatten(-2), vectors)
 
     def forward(
@@ -108,12 +114,14 @@ class MochiBlock(nn.Module):
         seen_BS: Tensor,
         table: RotaryTable,
         read: AttendJoint = attend_jointly,
+        alone: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Both streams, each seeing all of the video and the words `seen_BS`; `read` is how they meet."""
+        """Both streams, each seeing all of the video and the words `seen_BS`; `read` is how they meet; `alone` as in
+        `recall`, for both."""
         video, text = self.video.vectors(condition_BD), self.text.vectors(condition_BD)
-        q, k, v = self.text.project(y_BSC, text)
+        mine, (q, k, v) = self._turned(x_BLD, video, table), self.text.project(y_BSC, text)
         words = (q[:, :0] if self.text.last else q, k, v)
-        found, told = read(self._turned(x_BLD, video, table), words, seen_BS)
+        found, told = (mine[2], v) if alone else read(mine, words, seen_BS)
         x_BLD = self.video.finish(x_BLD, found.flatten(-2), video)
         return x_BLD, y_BSC if self.text.last else self.text.finish(y_BSC, told.flatten(-2), text)
 
@@ -202,6 +210,21 @@ class MochiDenoiser(nn.Module):
         sharing: how processes share the video tokens; each has all words and gives the whole result. Raises
         CapabilityError for what the model does not take, ShapeError for sizes that do not fill the patches.
         """
+        state, passage = self.enter(tracks, text, camera, strategy, sharing)
+        for layer in passage.layers:
+            state = layer(state)
+        return passage.finish(state)
+
+    def enter(
+        self,
+        tracks: Tracks,
+        text: TextContext,
+        camera: Tensor | None = None,
+        strategy: TemporalStrategy = FULL,
+        sharing: Sharing = WHOLE,
+    ) -> tuple[State, Passage]:
+        """`forward`, taken apart; the signal is what the first attention reads of the video. The state has a stream of
+        text only where text sees video."""
         check_call(self.capabilities, tracks, camera, strategy)
         track, config, dtype = tracks[VIDEO], self.config, self.embed.weight.dtype
         check_patch(VIDEO, tuple(track.values.shape[2:]), config.patch_sizes)
@@ -214,19 +237,29 @@ class MochiDenoiser(nn.Module):
         share = sharing.of(tokens_BLV.shape[1])
         x_BLD = self.embed(share.split(tokens_BLV))
         around = (condition, text.mask, share.split_table(self._table(track)), share.attend_joint)
-        saving = self.gradient_checkpointing
+        saving, blocks = self.gradient_checkpointing, [_block(module) for module in self.blocks]
+
+        def joint(block: MochiBlock, state: State, alone: bool = False) -> State:
+            return run_layer(saving, block, *state, *around, alone)
+
+        def recall(block: MochiBlock, memory: KeysValues, state: State, alone: bool = False) -> State:
+            return (run_layer(saving, block.recall, _video(state), memory, *around, alone),)
+
+        def finish(state: State) -> dict[str, Tensor]:
+            scale, shift = self.head_modulation(F.silu(condition)).unsqueeze(1).chunk(2, -1)
+            out = share.join(self.head(modulate(layer_norm(_video(state), 1e-6).to(dtype), shift, scale)))
+            velocity = -unpatchify(out, config.patch_sizes, tuple(track.values.shape), channels_last=True)
+            return {VIDEO: velocity.to(track.values.dtype)}
+
+        def signal(state: State) -> Tensor:
+            stream = blocks[0].video
+            return stream.modulated(_video(state), stream.vectors(condition))
+
         if config.text_sees == "all":
-            y_BSC = rest[0]
-            for block in self.blocks:
-                x_BLD, y_BSC = run_layer(saving, block, x_BLD, y_BSC, *around)
-        else:
-            for block, memory in zip(self.blocks, zip(rest[::2], rest[1::2], strict=True), strict=True):
-                assert isinstance(block, MochiBlock)
-                x_BLD = run_layer(saving, block.recall, x_BLD, memory, *around)
-        scale, shift = self.head_modulation(F.silu(condition)).unsqueeze(1).chunk(2, -1)
-        out = share.join(self.head(modulate(layer_norm(x_BLD, 1e-6).to(dtype), shift, scale)))
-        velocity = -unpatchify(out, config.patch_sizes, tuple(track.values.shape), channels_last=True)
-        return {VIDEO: velocity.to(track.values.dtype)}
+            return (x_BLD, rest[0]), Passage(tuple(partial(joint, block) for block in blocks), finish, signal)
+        memories = zip(rest[::2], rest[1::2], strict=True)
+        layers = tuple(partial(recall, block, memory) for block, memory in zip(blocks, memories, strict=True))
+        return (x_BLD,), Passage(layers, finish, signal)
 
     def _table(self, track: Track) -> RotaryTable:
         """(L, H, E / 2): learned frequencies of time, rows and columns; places are centred and scaled to one area."""
@@ -239,3 +272,13 @@ class MochiDenoiser(nn.Module):
         positions_L3 = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
         angles = torch.einsum("la,ahe->lhe", positions_L3, self.frequencies.float())
         return angles.cos(), angles.sin()
+
+
+def _block(module: nn.Module) -> MochiBlock:
+    assert isinstance(module, MochiBlock)
+    return module
+
+
+def _video(state: State) -> Tensor:
+    assert state[0] is not None
+    return state[0]

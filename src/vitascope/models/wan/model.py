@@ -7,6 +7,7 @@ B clips, L tokens (t h w), S text tokens, I image tokens, D width, H heads of E.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitascope.core.errors import ShapeError
-from vitascope.core.protocols import FULL, Capabilities, TemporalStrategy, check_call
+from vitascope.core.protocols import FULL, Capabilities, Passage, State, TemporalStrategy, check_call
 from vitascope.core.tracks import VIDEO, TextContext, Track, Tracks
 from vitascope.models.wan.config import WanConfig
 from vitascope.nn.attention import AttentionKind, CrossAttention, KeysValues, SelfAttention
@@ -77,12 +78,18 @@ class WanBlock(nn.Module):
         self.feed_forward = FeedForward(width, config.hidden)
 
     def forward(
-        self, x_BLD: Tensor, vectors_BL6D: Tensor, memory: Memory, table: RotaryTable, read: Attend = attend
+        self,
+        x_BLD: Tensor,
+        vectors_BL6D: Tensor,
+        memory: Memory,
+        table: RotaryTable,
+        read: Attend = attend,
+        alone: bool = False,
     ) -> Tensor:
-        """vectors: (B, 1|L, 6, D) in fp32. read: how tokens read each other."""
+        """vectors: (B, 1|L, 6, D) in fp32. read: how tokens read each other. alone: see `core.protocols.Layer`."""
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (self.offsets.float() + vectors_BL6D).unbind(-2)
         y = modulate(layer_norm(x_BLD, self.eps), shift_a, scale_a).to(x_BLD.dtype)
-        x_BLD = (x_BLD + gate_a * self.attention(y, table, read=read)).to(x_BLD.dtype)
+        x_BLD = (x_BLD + gate_a * self.attention(y, table, read=read, alone=alone)).to(x_BLD.dtype)
         x_BLD = x_BLD + self.cross.recall(self.cross_norm(x_BLD), memory)
         y = modulate(layer_norm(x_BLD, self.eps), shift_f, scale_f).to(x_BLD.dtype)
         return (x_BLD + gate_f * self.feed_forward(y)).to(x_BLD.dtype)
@@ -166,6 +173,20 @@ class WanDenoiser(nn.Module):
         sharing: how processes share the tokens; each of them gives the whole result. Raises CapabilityError for what
         the model does not take, ShapeError for sizes that do not fill the patches.
         """
+        state, passage = self.enter(tracks, text, camera, strategy, sharing)
+        for layer in passage.layers:
+            state = layer(state)
+        return passage.finish(state)
+
+    def enter(
+        self,
+        tracks: Tracks,
+        text: TextContext,
+        camera: Tensor | None = None,
+        strategy: TemporalStrategy = FULL,
+        sharing: Sharing = WHOLE,
+    ) -> tuple[State, Passage]:
+        """`forward`, taken apart; the signal is the embedded level."""
         check_call(self.capabilities, tracks, camera, strategy)
         track, config = tracks[VIDEO], self.config
         check_patch(VIDEO, tuple(track.values.shape[2:]), config.patch)
@@ -176,13 +197,23 @@ class WanDenoiser(nn.Module):
         x_BLD = self.embed(share.split(tokens_BLV))
         level_BLD, vectors_BL6D = self._modulation(share.split(self._levels(track)), dtype)
         text = text if text.prepared else self.prepare(text)
-        table = share.split_table(self._table(values.shape, values.device))
-        for block, memory in zip(self.blocks, self._memories(text), strict=True):
-            x_BLD = run_layer(self.gradient_checkpointing, block, x_BLD, vectors_BL6D, memory, table, share.attend)
-        shift, scale = (self.head_offsets.float() + level_BLD.float().unsqueeze(-2)).unbind(-2)
-        out = share.join(self.head(modulate(layer_norm(x_BLD, config.eps), shift, scale).to(dtype)))
-        shape = (len(values), config.out_channels, *values.shape[2:])
-        return {VIDEO: unpatchify(out, config.patch, shape, channels_last=True).to(track.values.dtype)}
+        table, read = share.split_table(self._table(values.shape, values.device)), share.attend
+
+        def layer(block: nn.Module, memory: Memory, state: State, alone: bool = False) -> State:
+            saving = self.gradient_checkpointing
+            return (run_layer(saving, block, state[0], vectors_BL6D, memory, table, read, alone),)
+
+        def finish(state: State) -> dict[str, Tensor]:
+            (x_BLD,) = state
+            assert x_BLD is not None
+            shift, scale = (self.head_offsets.float() + level_BLD.float().unsqueeze(-2)).unbind(-2)
+            out = share.join(self.head(modulate(layer_norm(x_BLD, config.eps), shift, scale).to(dtype)))
+            shape = (len(values), config.out_channels, *values.shape[2:])
+            return {VIDEO: unpatchify(out, config.patch, shape, channels_last=True).to(track.values.dtype)}
+
+        memories = zip(self.blocks, self._memories(text), strict=True)
+        layers = tuple(partial(layer, block, memory) for block, memory in memories)
+        return (x_BLD,), Passage(layers, finish, lambda state: level_BLD)
 
     def _levels(self, track: Track) -> Tensor:
         """(B, 1|L): one level for a clip, which is that of its noisiest cell, or one for each token."""

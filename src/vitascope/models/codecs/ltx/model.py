@@ -139,8 +139,17 @@ class LTXCodec(nn.Module):
         """
         check_frames(frames.shape, self.strides)
         raw = torch.cat(list(self.encoder.run(frames.movedim(1, -1), chunk * self.strides.time)), 1)
+        return self.normalise(raw.movedim(-1, 1))
+
+    def normalise(self, raw: Tensor) -> Tensor:
+        """The encoder's own latents (B, C, N, h, w) to unit scale."""
         mean, std = self._statistics(raw)
-        return ((raw - mean) / std).movedim(-1, 1)
+        return ((raw.movedim(1, -1) - mean) / std).movedim(-1, 1)
+
+    def denormalise(self, latents: Tensor) -> Tensor:
+        """The inverse of `normalise`."""
+        mean, std = self._statistics(latents)
+        return (latents.movedim(1, -1) * std + mean).movedim(-1, 1)
 
     def decode(
         self,
@@ -200,8 +209,7 @@ class LTXCodec(nn.Module):
             if not 0 <= value <= 1:
                 raise InputError(f"{name} must lie in [0, 1], got {value}")
         generator = seeded(0) if generator is None else generator
-        mean, std = self._statistics(latents)
-        raw = (latents.movedim(1, -1) * std + mean).movedim(-1, 1)
+        raw = self.denormalise(latents)
         if self.config.timestep_conditioning:
             raw = torch.lerp(raw, _randn(latents.shape, generator, raw), noise_scale)
         timesteps_B = raw.new_full((len(raw),), timestep)

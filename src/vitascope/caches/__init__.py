@@ -1,0 +1,1 @@
+"""Floor 1: what is kept from one call to the next. Tensors only; models and samplers are not known here."""

@@ -1,0 +1,1 @@
+"""The latent up-sampler of LTX-Video."""
