@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vitascope.cli.models import ModelChoice, Opened, open_model
 from vitascope.cli.reporting import plain, print_json, say, stderr_console
+from vitascope.cli.sampling import Sampling, SecondPass, make_clip
 from vitascope.cli.sources import Lengths, Material, Sources, clip_format, given_of, read_material
 from vitascope.core.errors import InputError, MediaError, PromptError
 
@@ -38,6 +40,9 @@ def generate(
     keyframe: Annotated[
         list[str] | None, typer.Option(help="TIME:FILE[:STRENGTH], a picture at a time in seconds; repeatable.")
     ] = None,
+    shot: Annotated[
+        list[str] | None, typer.Option(help="TIME:FILE[:STRENGTH], a clip at a time (LTX-Video); repeatable.")
+    ] = None,
     audio: Annotated[str, typer.Option(help="Sound that the video follows.")] = "",
     video: Annotated[str, typer.Option(help="Clip to give sound to; its frames are kept.")] = "",
     extend: Annotated[str, typer.Option(help="Clip to go on from; --seconds is then what is added.")] = "",
@@ -56,6 +61,21 @@ def generate(
     vae: Annotated[str, typer.Option(help="Folder or file of a codec, where --model has none.")] = "",
     variant: Annotated[str, typer.Option(help='Which of several weights in a folder, such as "fp16".')] = "",
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read tensors of .pth files too.")] = False,
+    lora: Annotated[list[str] | None, typer.Option(help="FILE[:SCALE], a LoRA for the denoiser; repeatable.")] = None,
+    levels: Annotated[str, typer.Option(help="Levels to pass through, such as 1,0.9,0.5, or ltx-distilled.")] = "",
+    guidance_rescale: Annotated[float | None, typer.Option(help="Spread given back after guidance, 0 to 1.")] = None,
+    guidance_interval: Annotated[str, typer.Option(help="LOW,HIGH: guide between these levels only.")] = "",
+    stg_scale: Annotated[float | None, typer.Option(help="Scale of spatio-temporal guidance.")] = None,
+    stg_layers: Annotated[str, typer.Option(help="Layers disabled for it, counted from 0, such as 19.")] = "",
+    stg_by: Annotated[str, typer.Option(help="What of them is disabled: attention or block.")] = "",
+    step_cache: Annotated[str, typer.Option(help="first_block or tea, with :THRESHOLD; skips blocks.")] = "",
+    upsampler: Annotated[str, typer.Option(help="Folder of a latent up-sampler: two passes (LTX-Video).")] = "",
+    second_levels: Annotated[str, typer.Option(help="Levels of the second pass.")] = "",
+    adain: Annotated[float, typer.Option(help="Statistics of the first pass kept by the second, 0 to 1.")] = 1.0,
+    tone_map: Annotated[float, typer.Option(help="How far the second pass presses large values, 0 to 1.")] = 0.0,
+    memory: Annotated[str, typer.Option(help="Memory models may take, such as 12GB; how to fit is chosen.")] = "",
+    lossy: Annotated[bool, typer.Option("--lossy", help="With --memory: layers may be kept in fp8.")] = False,
+    parallel: Annotated[str, typer.Option(help="With torchrun: share a clip by tensor, ulysses or ring.")] = "",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto.")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, bf16, or auto.")] = "auto",
     preview: Annotated[Path | None, typer.Option(help="Picture kept up to date with the clip as it forms.")] = None,
@@ -64,15 +84,13 @@ def generate(
     json_output: Annotated[bool, typer.Option("--json", help="Print what was made as JSON on stdout.")] = False,
 ) -> None:
     """Make video with sound from a sentence, pictures, sound or video; the whole recipe is kept inside the file."""
-    from vitascope.core.protocols import KeepsTexts
-    from vitascope.models.text.cache import user_cache_folder
-    from vitascope.tasks.generate import resolve
-    from vitascope.tasks.load import Beside, load_pipeline
+    from vitascope.tasks.load import Beside
     from vitascope.tasks.request import GenerateRequest
 
     jobs = _jobs(prompt, output, prompts, output_dir)
     _check_preview(preview)
     # What is wrong in the request itself is told before the model is read.
+    sampling = Sampling(levels, guidance_rescale, guidance_interval, stg_scale, stg_layers, stg_by, step_cache)
     settings = GenerateRequest(
         jobs[0][0],
         negative_prompt,
@@ -80,27 +98,65 @@ def generate(
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
         sampler=sampler,
+        **sampling.fields(),
     )
-    requests = [replace(settings, prompt=text) for text, _ in jobs]
-    sources = Sources(image, tuple(keyframe or ()), audio, video, extend, camera)
+    second = SecondPass(upsampler, second_levels, adain, tone_map)
+    second.check()
     beside = Beside(text_encoder, vae, allow_pickle, variant)
-    pipeline = load_pipeline(model, device, precision, beside, text_cache=user_cache_folder(os.environ))
-    material = read_material(sources, pipeline.defaults.clip.sample_rate_hz)
-    fmt = clip_format(pipeline, Lengths(seconds, num_frames, width, height, fps), material)
-    given = given_of(material, camera, fmt)
-    resolve(pipeline, settings)
-    if isinstance(pipeline.text_encoder, KeepsTexts):
-        pipeline.text_encoder.fill([*(text for text, _ in jobs), negative_prompt])
-    made = []
-    for number, ((text, path), request) in enumerate(zip(jobs, requests, strict=True), start=1):
-        with _progress(f"{number}/{len(jobs)} {text}" if len(jobs) > 1 else text) as advance:
-            watch = _watcher(pipeline, preview, advance)
-            result = make(pipeline, replace(request, format=fmt, given=given), material, watch)
-        made.append(write(result, path, sources, beside))
-        if not json_output:
-            say(f"{path}: {describe(result)}")
-    if json_output:
+    choice = ModelChoice(model, device, precision, beside, tuple(lora or ()), memory, lossy, parallel)
+    choice.check()
+    sources = Sources(image, tuple(keyframe or ()), audio, video, extend, camera, tuple(shot or ()))
+    requests = [replace(settings, prompt=text) for text, _ in jobs]
+    lengths = Lengths(seconds, num_frames, width, height, fps)
+    with open_model(choice) as opened:
+        job = _Job(opened, sources, beside, second, preview if opened.speaks else None, json_output)
+        made = _make_all(job, requests, [path for _, path in jobs], lengths)
+    if json_output and opened.speaks:
         print_json(made if prompts is not None else made[0])
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all clips of a call have in common."""
+
+    opened: Opened
+    sources: Sources
+    beside: Beside
+    second: SecondPass
+    preview: Path | None
+    quiet: bool
+
+
+def _make_all(
+    job: _Job, requests: Sequence[GenerateRequest], paths: Sequence[Path], lengths: Lengths
+) -> list[dict[str, Any]]:
+    """Make and write the clips one by one; returns what was made, for --json."""
+    from vitascope.core.protocols import KeepsTexts
+    from vitascope.tasks.generate import resolve
+
+    pipeline, speaks = job.opened.pipeline, job.opened.speaks
+    material = read_material(job.sources, pipeline.defaults.clip.sample_rate_hz)
+    fmt = clip_format(pipeline, lengths, material)
+    given = given_of(material, job.sources.camera, fmt, pipeline.video_codec.strides.time)
+    resolve(pipeline, requests[0])
+    upsampler = job.second.load(pipeline)
+    if isinstance(pipeline.text_encoder, KeepsTexts):
+        pipeline.text_encoder.fill([*(request.prompt for request in requests), requests[0].negative_prompt])
+    made = []
+    for number, (request, path) in enumerate(zip(requests, paths, strict=True), start=1):
+        title = f"{number}/{len(requests)} {request.prompt}" if len(requests) > 1 else request.prompt
+        with _progress(title, speaks) as advance:
+            watch = _watcher(pipeline, job.preview, advance)
+            make_one = partial(make_clip, second=job.second, upsampler=upsampler)
+            result = make(pipeline, replace(request, format=fmt, given=given), material, watch, make_one)
+        if not speaks:
+            continue
+        made.append(write(result, path, job.sources, job.beside, job.second))
+        if not job.quiet:
+            say(f"{path}: {describe(result)}")
+        if pipeline.memory is not None and pipeline.memory.use is not None:
+            say("\n".join(pipeline.memory.use.lines()))
+    return made
 
 
 def _jobs(
@@ -149,14 +205,18 @@ def _check_preview(preview: Path | None) -> None:
 
 
 def make(
-    pipeline: Pipeline, request: GenerateRequest, material: Material, report: Callable[[Step], None] = lambda step: None
+    pipeline: Pipeline,
+    request: GenerateRequest,
+    material: Material,
+    report: Callable[[Step], None],
+    make_one: Callable[..., Generated],
 ) -> Generated:
     """The clip of a request: after the clip to extend, or with the frames of the clip to give sound to."""
-    from vitascope.tasks.long import extend, generate_any_length
+    from vitascope.tasks.long import extend
 
     if material.extend is not None:
         return extend(pipeline, request, before(material.extend, request.format), report)
-    made = generate_any_length(pipeline, request, report)
+    made = make_one(pipeline, request, report=report)
     return made if material.video is None else replace(made, clip=_sounding(material.video, made.clip))
 
 
@@ -181,13 +241,13 @@ def _sounding(video: Clip, made: Clip) -> Clip:
     return replace(made, frames=frames, fps=video.fps, samples=fit_samples(made.samples, num_samples))
 
 
-def write(result: Generated, path: Path, sources: Sources, beside: Beside) -> dict[str, Any]:
+def write(result: Generated, path: Path, sources: Sources, beside: Beside, second: SecondPass) -> dict[str, Any]:
     """Write the clip with its recipe inside; returns what was made, for --json."""
     import json
 
     from vitascope.media.writing import write_clip
 
-    recipe = {**result.recipe, "sources": plain(sources), "beside": plain(beside)}
+    recipe = {**result.recipe, "sources": plain(sources), "beside": plain(beside), "second": plain(second)}
     clip = result.clip
     tags = {RECIPE_TAG: json.dumps(recipe), "comment": str(result.recipe.get("prompt", ""))}
     write_clip(path, clip.frames, clip.fps, clip.samples, clip.sample_rate_hz, tags)
@@ -199,17 +259,18 @@ def describe(result: Generated) -> str:
     clip = result.clip
     height, width = clip.frames.shape[-2:]
     stages = ", ".join(f"{name} {spent:.2f} s" for name, spent in result.seconds.items())
-    return f"{width}x{height}, {len(clip.frames)} frames, {clip.duration_s:.2f} s ({stages})"
+    skipped = f", {result.skipped_share:.0%} of the blocks skipped" if result.skipped_share else ""
+    return f"{width}x{height}, {len(clip.frames)} frames, {clip.duration_s:.2f} s ({stages}){skipped}"
 
 
 @contextmanager
-def _progress(text: str) -> Iterator[Callable[[Step], None]]:
+def _progress(text: str, shown: bool = True) -> Iterator[Callable[[Step], None]]:
     """A bar with the time left, on a terminal; nothing elsewhere."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = stderr_console()
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal)) as bar:
         job = bar.add_task(text[:60], total=None)
         yield lambda step: bar.update(job, total=step.num_steps, completed=step.index + 1)
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vitascope.cli.generate import RECIPE_TAG, before, describe, make, write
+from vitascope.cli.models import ModelChoice, open_model
 from vitascope.cli.reporting import print_json, say
+from vitascope.cli.sampling import SecondPass, make_clip
 from vitascope.cli.sources import Sources, given_of, read_material
 from vitascope.core.errors import CheckpointError, InputError, MediaError
 
 if TYPE_CHECKING:
+    from vitascope.tasks.generate import Generated
+    from vitascope.tasks.load import Beside
+    from vitascope.tasks.pipeline import Pipeline
     from vitascope.tasks.request import GenerateRequest
 
 
@@ -27,46 +32,66 @@ def rerun(
 ) -> None:
     """Make a clip again from the recipe inside its file: the same model, settings, seed and sources."""
     from vitascope.media.writing import check_output
-    from vitascope.models.text.cache import user_cache_folder
-    from vitascope.tasks.load import Beside, load_pipeline
-    from vitascope.weights.config import config_from_dict
 
     recipe = read_recipe(file)
     target = output or file.with_name(f"{file.stem}.rerun{file.suffix}")
     check_output(target)
-    sources, request = _parts(file, recipe)
-    text_cache = user_cache_folder(os.environ)
-    beside = config_from_dict(Beside, recipe.get("beside", {}))
-    pipeline = load_pipeline(str(recipe["model"]), device, str(recipe["precision"]), beside, text_cache=text_cache)
-    if pipeline.fingerprint != recipe["weights"]:
-        say(f"note: {file} was made with other weights of {recipe['model']}; the new clip will differ")
-    material = read_material(sources, pipeline.defaults.clip.sample_rate_hz)
-    fmt = request.format
-    if material.extend is not None:
-        # The recipe holds the whole length, the request of an extension what is added.
-        there = len(before(material.extend, fmt).frames)
-        fmt = replace(fmt, num_frames=fmt.num_frames - there + 1)
-    result = make(pipeline, replace(request, format=fmt, given=given_of(material, sources.camera, fmt)), material)
-    made = write(result, target, sources, beside)
+    parts = _parts(file, recipe)
+    choice = ModelChoice(str(recipe["model"]), device, str(recipe["precision"]), parts.beside, parts.loras)
+    with open_model(choice) as opened:
+        result = _make(opened.pipeline, parts, recipe, file)
+    made = write(result, target, parts.sources, parts.beside, parts.second)
     if json_output:
         print_json(made)
     else:
         say(f"{target}: {describe(result)}")
 
 
-def _parts(file: Path, recipe: dict[str, Any]) -> tuple[Sources, GenerateRequest]:
-    """The sources and the request (without what is given) of a recipe. Raises MediaError where it is damaged."""
+@dataclass(frozen=True)
+class _Parts:
+    """What a recipe says, as the verbs have it; the request is without what is given."""
+
+    sources: Sources
+    request: GenerateRequest
+    beside: Beside
+    second: SecondPass
+    loras: tuple[str, ...]
+
+
+def _make(pipeline: Pipeline, parts: _Parts, recipe: dict[str, Any], file: Path) -> Generated:
+    """The clip of a recipe."""
+    if pipeline.fingerprint != recipe["weights"]:
+        say(f"note: {file} was made with other weights of {recipe['model']}; the new clip will differ")
+    material = read_material(parts.sources, pipeline.defaults.clip.sample_rate_hz)
+    fmt = parts.request.format
+    if material.extend is not None:
+        # The recipe holds the whole length, the request of an extension what is added.
+        there = len(before(material.extend, fmt).frames)
+        fmt = replace(fmt, num_frames=fmt.num_frames - there + 1)
+    given = given_of(material, parts.sources.camera, fmt, pipeline.video_codec.strides.time)
+    make_one = partial(make_clip, second=parts.second, upsampler=parts.second.load(pipeline))
+    return make(pipeline, replace(parts.request, format=fmt, given=given), material, lambda step: None, make_one)
+
+
+def _parts(file: Path, recipe: dict[str, Any]) -> _Parts:
+    """The parts of a recipe. Raises MediaError where it is damaged."""
     from vitascope.core.shapes import ClipFormat
-    from vitascope.tasks.request import GenerateRequest
+    from vitascope.tasks.load import Beside
+    from vitascope.tasks.request import SETTINGS, GenerateRequest
     from vitascope.weights.config import config_from_dict
 
-    names = ("prompt", "negative_prompt", "seed", "num_inference_steps", "guidance_scale", "sampler")
     try:
-        sources = config_from_dict(Sources, recipe["sources"])
         fmt = ClipFormat(recipe["width"], recipe["height"], recipe["fps"], recipe["num_frames"])
-        for name in ("model", "weights", "precision"):
+        for name in ("model", "weights", "precision", "prompt", "seed"):
             recipe[name]
-        return sources, GenerateRequest(format=fmt, **{name: recipe[name] for name in names})
+        request = config_from_dict(GenerateRequest, {name: recipe[name] for name in SETTINGS if name in recipe})
+        return _Parts(
+            config_from_dict(Sources, recipe["sources"]),
+            replace(request, format=fmt),
+            config_from_dict(Beside, recipe.get("beside", {})),
+            config_from_dict(SecondPass, recipe.get("second", {})),
+            tuple(str(text) for text in recipe.get("loras", ())),
+        )
     except (KeyError, TypeError, AttributeError, InputError, CheckpointError) as error:
         raise MediaError(f"the recipe in {file} is damaged: {error}") from error
 

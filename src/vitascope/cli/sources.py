@@ -28,6 +28,7 @@ class Sources:
     video: str = ""
     extend: str = ""
     camera: str = ""
+    shots: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,11 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Material:
-    """What the files hold: pictures at times, sound (N,) at the model's rate, clips to give sound to and to extend."""
+    """What the files hold: pictures at times, clips at times with their strength and file, sound (N,) at the model's
+    rate, clips to give sound to and to extend."""
 
     keyframes: tuple[Keyframe, ...] = ()
+    shots: tuple[tuple[float, Clip, float, str], ...] = ()
     audio: Tensor | None = None
     video: Clip | None = None
     extend: Clip | None = None
@@ -69,8 +72,13 @@ def read_material(sources: Sources, sample_rate_hz: int) -> Material:
     if video is not None and (video.frames.shape[-1] % 2 or video.frames.shape[-2] % 2):
         height, width = video.frames.shape[-2:]
         raise ShapeError(f"{sources.video} is {width} x {height} px; to be written again both must be even")
+    shots = []
+    for text in sources.shots:
+        time_s, path, strength = parse_keyframe(text)
+        shots.append((time_s, read_video(path), strength, path))
     return Material(
         tuple(keyframes),
+        tuple(shots),
         read_audio(sources.audio, sample_rate_hz) if sources.audio else None,
         video,
         read_video(sources.extend, sample_rate_hz=sample_rate_hz) if sources.extend else None,
@@ -152,13 +160,19 @@ def _covering(frames: float, stride: int) -> int:
     return 1 + max(0, ceil((frames - 1) / stride - 1e-6)) * stride
 
 
-def given_of(material: Material, camera: str, fmt: ClipFormat) -> Given:
-    """What is known of a clip of format `fmt`."""
+def given_of(material: Material, camera: str, fmt: ClipFormat, time_stride: int = 1) -> Given:
+    """What is known of a clip of format `fmt`. time_stride: of the model, to whose steps shots are cut."""
     from vitascope.media.frames import fit, fit_samples, resample_frames
     from vitascope.tasks.camera import named_camera_path
-    from vitascope.tasks.request import Given
+    from vitascope.tasks.request import Given, Shot
 
     video = None
+    shots = []
+    for time_s, clip, strength, path in material.shots:
+        count = max(1, min(fmt.num_frames, round(clip.duration_s * fmt.fps)))
+        count = 1 + (count - 1) // time_stride * time_stride
+        frames = resample_frames(clip.frames, clip.fps, fmt.fps, count)
+        shots.append(Shot(time_s, fit(frames, fmt.width_px, fmt.height_px), strength, path))
     if material.video is not None:
         frames = resample_frames(material.video.frames, material.video.fps, fmt.fps, fmt.num_frames)
         video = fit(frames, fmt.width_px, fmt.height_px)
@@ -167,4 +181,5 @@ def given_of(material: Material, camera: str, fmt: ClipFormat) -> Given:
         audio=None if material.audio is None else fit_samples(material.audio, fmt.num_samples),
         video=video,
         camera=named_camera_path(camera, fmt) if camera else None,
+        shots=tuple(shots),
     )

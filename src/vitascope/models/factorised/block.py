@@ -65,7 +65,7 @@ class VideoBlock(nn.Module):
         shift, scale, gate = vectors[3:6]
         # Of one clip the transposed tokens would stay a view, for which a linear map copies its weights row by row.
         y = modulate(layer_norm(x_BTND), shift, scale).transpose(1, 2).contiguous().flatten(0, 1)
-        y = self.time(y, around.time_table, around.masks.video, alone)
+        y = self.time(y, around.time_table, around.masks.video, alone=alone)
         x_BTND = x_BTND + gate * y.unflatten(0, (batch, -1)).transpose(1, 2)
         y = self.text(layer_norm(x_BTND).flatten(1, 2), around.text_BSX, around.text_mask_BS)
         return x_BTND + y.view_as(x_BTND)
@@ -91,7 +91,7 @@ class AudioBlock(nn.Module):
         """The attentions."""
         shift, scale, gate = vectors[0:3]
         y = modulate(layer_norm(x_BAC), shift, scale)
-        x_BAC = x_BAC + gate * self.time(y, around.audio_table, around.masks.audio, alone)
+        x_BAC = x_BAC + gate * self.time(y, around.audio_table, around.masks.audio, alone=alone)
         return x_BAC + self.text(layer_norm(x_BAC), around.text_BSX, around.text_mask_BS)
 
     def feed(self, x_BAC: Tensor, vectors: tuple[Tensor, ...]) -> Tensor:
