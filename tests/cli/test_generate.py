@@ -51,8 +51,10 @@ def test_a_sentence_becomes_h264_and_aac_with_its_recipe(
     assert (brightness(clip.frames) - brightness(made.clip.frames)).abs().mean() < 4
     recipe = recipe_of(path)
     assert recipe.pop("sources") == {
-        "image": "", "keyframes": [], "audio": "", "video": "", "extend": "", "camera": ""
+        "image": "", "keyframes": [], "audio": "", "video": "", "extend": "", "camera": "", "shots": []
     }  # fmt: skip
+    assert recipe.pop("beside") == {"text_encoder": "", "codec": "", "allow_pickle": False, "variant": ""}
+    assert recipe.pop("second") == {"upsampler": "", "levels": "", "adain": 1.0, "tone_map": 0.0}
     assert recipe == made.recipe
     assert [entry.name for entry in tmp_path.iterdir()] == ["ball.mp4"]
 

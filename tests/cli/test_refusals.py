@@ -75,7 +75,7 @@ def test_whole_numbers_out_of_range(run: Run, tmp_path: Path, capsys: Any, flag:
         (["--camera", "flies"], "camera 'flies' is not known; valid values:"),
         (["--device", "tpu"], "device 'tpu' is not known"),
         (["--precision", "fp4"], "precision 'fp4' is not known"),
-        (["--model", "nowhere"], "nowhere is not a model"),
+        (["--model", "nowhere"], "there is no model at nowhere"),
         (["--keyframe", "ball.png"], "is not TIME:FILE[:STRENGTH]"),
         (["--keyframe", "0:gone.png"], "gone.png does not exist"),
         (["--keyframe", "nan:{files}/picture.png"], "the time of a keyframe"),

@@ -71,7 +71,7 @@ def test_other_weights_are_told(run: Run, tmp_path: Path, capsys: pytest.Capture
         ({"prompt": None}, "is damaged"),
         ({"weights": ...}, "is damaged: 'weights'"),
         ({"precision": "fp9"}, "precision 'fp9' is not known"),
-        ({"model": "nowhere"}, "nowhere is not a model"),
+        ({"model": "nowhere"}, "there is no model at nowhere"),
         ({"sources": {"image": "gone.png"}}, "gone.png does not exist"),
     ],
 )

@@ -39,7 +39,7 @@ from vitascope.models.ltx.model import LTXDenoiser
 from vitascope.models.mochi.config import MochiConfig
 from vitascope.models.mochi.model import MochiDenoiser
 from vitascope.models.parallel import SharedDenoiser, divide_matrices
-from vitascope.models.published import fill
+from vitascope.models.parts import Part
 from vitascope.models.wan.config import WanConfig
 from vitascope.models.wan.model import WanDenoiser
 from vitascope.parallel.launch import joined
@@ -305,11 +305,7 @@ def test_a_process_loads_its_part_and_no_more() -> None:
     whole, ranks = model_of(WAN), ranks_of(1, 2)
     source = MemorySource({f"theirs.{name}": weight for name, weight in whole.state_dict().items()})
     table = tuple(Rename(f"theirs.{name}", name) for name in whole.state_dict())
-    with torch.device("meta"):
-        part = WanDenoiser(WAN)
-    cuts = divide_matrices(part, ranks)
-    assert all(parameter.is_meta for parameter in part.parameters())
-    fill(part, source, table, device="cpu", dtype=torch.float32, cuts=cuts)
+    part = Part("wan", "original", WAN, table, source).load(ranks=ranks)
     divide_matrices(whole, ranks)
     for name, weight in whole.state_dict().items():
         assert torch.equal(part.state_dict()[name], weight), name
@@ -318,12 +314,9 @@ def test_a_process_loads_its_part_and_no_more() -> None:
 def test_weights_of_another_size_are_refused_before_they_are_cut() -> None:
     other = model_of(replace(WAN, hidden=82)).state_dict()
     table = tuple(Rename(f"theirs.{name}", name) for name in other)
-    with torch.device("meta"):
-        part = WanDenoiser(WAN)
-    cuts = divide_matrices(part, ranks_of(0, 2))
+    source = MemorySource({f"theirs.{name}": weight for name, weight in other.items()})
     with pytest.raises(CheckpointError, match=r"a weight \(82, 48\) cannot be divided: axis 0 has 80"):
-        source = MemorySource({f"theirs.{name}": weight for name, weight in other.items()})
-        fill(part, source, table, device="cpu", dtype=torch.float32, cuts=cuts)
+        Part("wan", "original", WAN, table, source).load(ranks=ranks_of(0, 2))
 
 
 @pytest.mark.parametrize(

@@ -205,8 +205,9 @@ def test_a_clip_is_the_same_from_either_layout(
 def pictures_encoder(root: Path) -> Path:
     """A folder with a small CLIP, whose processor is the usual one."""
     config = CLIPVisionConfig(
-        hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=1, image_size=224, patch_size=56
-    )
+        hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=1, image_size=224, patch_size=56,
+        hidden_act="gelu",
+    )  # fmt: skip
     model = CLIPVisionModel(config)
     torch.manual_seed(0)
     for parameter in model.parameters():

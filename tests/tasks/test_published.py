@@ -377,6 +377,7 @@ def test_missing_and_cut_files_are_named(folders: Any, tmp_path: Path) -> None:
     weights.unlink()
     with pytest.raises(CheckpointError, match="holds no diffusion_pytorch_model"):
         load_pipeline(str(folder), "cpu", "fp32")
+    weights.write_bytes(data)
     (folder / "scheduler" / "scheduler_config.json").unlink()
     with pytest.raises(CheckpointError, match=r"has no scheduler_config\.json"):
         load_pipeline(str(folder), "cpu", "fp32")

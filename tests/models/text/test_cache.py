@@ -243,7 +243,7 @@ def test_identity_follows_content_and_settings(tmp_path: Path) -> None:
     assert changed != first
     (folder / "tokenizer.json").write_text("{}")
     assert model_identity([folder], memory, "bf16") not in (first, changed)
-    with pytest.raises(CheckpointError, match="no folder at"):
+    with pytest.raises(CheckpointError, match="no file or folder at"):
         model_identity([tmp_path / "none"], memory)
 
 
