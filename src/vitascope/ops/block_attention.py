@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-CACHE_BYTES = 2**20
+CACHE_BYTES = 2**21
 """Of the scores of one thread's block, which two products and a softmax write and read."""
 SAMPLED_KEYS = 64
 """Keys that a row's highest score is guessed from."""
