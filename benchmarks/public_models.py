@@ -133,7 +133,7 @@ def _their_step(family: str, model: Any, latents: torch.Tensor, text: torch.Tens
             else:
                 cond, uncond = call(hidden.expand(2, *hidden.shape[1:]), text).chunk(2)
             velocity = uncond.float() + GUIDANCE * (cond.float() - uncond.float())
-            latents + -0.1 * velocity
+            latents.add(velocity, alpha=-0.1)
 
     return run
 
@@ -200,19 +200,23 @@ WanPipeline.from_pretrained(sys.argv[1], torch_dtype={"fp32": torch.float32, "bf
 
 def start_folder(root: Path) -> None:
     """A Wan pipeline of about a gigabyte: a fifth of the layers of 1.3B, the whole codec, a small text encoder."""
-    from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
     from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
 
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"▁w{i}", -float(i)) for i in range(100))]
-    text = UMT5EncoderModel(UMT5Config(vocab_size=32_000, d_model=512, d_kv=64, d_ff=1024, num_heads=8, num_layers=4))
-    transformer = WanTransformer3DModel(
+    text: Any = UMT5EncoderModel(
+        UMT5Config(vocab_size=32_000, d_model=512, d_kv=64, d_ff=1024, num_heads=8, num_layers=4)
+    )
+    transformer = _peer("WanTransformer3DModel")(
         num_attention_heads=12, attention_head_dim=128, ffn_dim=8960, num_layers=6, text_dim=512
     )
-    WanPipeline(
-        transformer=transformer.to(torch.bfloat16), vae=AutoencoderKLWan(), text_encoder=text.to(torch.bfloat16),
+    scheduler = _peer("UniPCMultistepScheduler")
+    _peer("WanPipeline")(
+        transformer=transformer.to(torch.bfloat16),
+        vae=_peer("AutoencoderKLWan")(),
+        text_encoder=text.to(torch.bfloat16),
         tokenizer=T5Tokenizer(vocab=pieces, extra_ids=0),
-        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
-    ).save_pretrained(root)  # fmt: skip
+        scheduler=scheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+    ).save_pretrained(root)
 
 
 def start(folder: Path, side: str, dtype: str) -> dict[str, float]:

@@ -78,7 +78,7 @@ each_generation = pytest.mark.parametrize("name", ["0.9.0", "0.9.1", "0.9.5"])
 @cache
 def their_codec(config: LTXCodecConfig) -> Any:
     torch.manual_seed(0)
-    codec = AutoencoderKLLTXVideo.from_config(to_diffusers(config))
+    codec: Any = AutoencoderKLLTXVideo.from_config(to_diffusers(config))
     for name, parameter in codec.named_parameters():
         if "timestep_scale_multiplier" not in name:
             nn.init.normal_(parameter, 1.0 if "norm3.weight" in name else 0.0, 0.1 if "conv" in name else 0.3)
@@ -257,7 +257,7 @@ def test_the_published_layouts_at_full_size(version: str) -> None:
     config = PRESETS[version]
     with torch.device("meta"):
         ours = LTXCodec(config).state_dict()
-        peer = AutoencoderKLLTXVideo.from_config(to_diffusers(config))
+        peer: Any = AutoencoderKLLTXVideo.from_config(to_diffusers(config))
     assert from_diffusers(peer.config) == config
     theirs = peer.state_dict()
     assert shapes(convert(diffusers_keys(config), ours, writing=True)) == shapes(theirs)
