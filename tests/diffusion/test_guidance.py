@@ -263,9 +263,7 @@ class Stack(Recorder):
         self, tracks: Tracks, text: TextContext, camera: Tensor | None = None, strategy: TemporalStrategy = FULL
     ) -> dict[str, Tensor]:
         state, passage = self.enter(tracks, text, camera, strategy)
-        for layer in passage.layers:
-            state = layer(state)
-        return passage.finish(state)
+        return passage.run(state)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, library
 
 from vitascope.core.errors import InputError, ShapeError
 from vitascope.ops.attention import BACKENDS, BLOCKS_MIN_LENGTH, MATMUL_MAX_SCORES, attend, choose_backend
@@ -124,7 +124,7 @@ def test_blocks_lose_no_more_than_rounded_weights_would(shape: tuple[int, ...], 
 
 def test_blocks_are_opaque_to_the_compiler_and_taken_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = (x.bfloat16() for x in draw(300, 300, heads=2, key_heads=2))
-    torch.library.opcheck(block_attention, (q, k, v, None))
+    library.opcheck(block_attention, (q, k, v, None))
     taken: list[int] = []
     blocks = BACKENDS["blocks"]
     monkeypatch.setitem(BACKENDS, "blocks", lambda *inputs: taken.append(1) or blocks(*inputs))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from hypothesis import given
@@ -81,10 +83,10 @@ def interleaved() -> Rename:
     """A rule that a table may have one day: even rows first."""
 
     class Interleave(Rename):
-        def read(self, tensors: list[Tensor]) -> list[Tensor]:  # type: ignore[override]
+        def read(self, tensors: Sequence[Tensor]) -> list[Tensor]:
             return [torch.cat([tensor[::2], tensor[1::2]]) for tensor in tensors]
 
-        def write(self, tensors: list[Tensor]) -> list[Tensor]:  # type: ignore[override]
+        def write(self, tensors: Sequence[Tensor]) -> list[Tensor]:
             return [torch.stack(tensor.chunk(2), 1).flatten(0, 1) for tensor in tensors]
 
     return Interleave("a.weight", "b.weight")
@@ -101,10 +103,10 @@ def test_rows_in_any_order_are_followed() -> None:
 
 def test_rows_apart_from_each_other_are_numbered() -> None:
     class Woven(Fuse):
-        def read(self, tensors: list[Tensor]) -> list[Tensor]:  # type: ignore[override]
-            return [torch.stack(tensors, 1).flatten(0, 1)]
+        def read(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+            return [torch.stack(list(tensors), 1).flatten(0, 1)]
 
-        def write(self, tensors: list[Tensor]) -> list[Tensor]:  # type: ignore[override]
+        def write(self, tensors: Sequence[Tensor]) -> list[Tensor]:
             return [tensors[0][::2], tensors[0][1::2]]
 
     layout = Layout((Woven(("a.weight", "b.weight"), "c.weight"),), {"c.weight": torch.Size((6, 3))})

@@ -82,6 +82,6 @@ def open_model(choice: ModelChoice) -> Iterator[Opened]:
         pipeline = load_pipeline(
             choice.model, choice.device, choice.precision, choice.beside, text_cache=cache, memory=limit
         )
-        yield Opened(apply_loras(pipeline, choice.loras, note=lambda text: say(f"note: {text}")))
         if pipeline.memory is not None:
-            pipeline.memory.release()
+            stack.callback(pipeline.memory.release)
+        yield Opened(apply_loras(pipeline, choice.loras, note=lambda text: say(f"note: {text}")))

@@ -112,6 +112,12 @@ class Passage:
     finish: Callable[[State], dict[str, Tensor]]
     signal: Callable[[State], Tensor]
 
+    def run(self, state: State) -> dict[str, Tensor]:
+        """The rest of the call: all blocks, one after the other, and what is predicted."""
+        for layer in self.layers:
+            state = layer(state)
+        return self.finish(state)
+
 
 @runtime_checkable
 class InBlocks(Protocol):

@@ -190,9 +190,7 @@ class GuidedDenoiser:
         if self.steps is not None:
             key = tuple(branch.name for branch in branches)
             return passage.finish(self.steps.run(key, _highest(batch), state, passage))
-        for layer in passage.layers:
-            state = layer(state)
-        return passage.finish(state)
+        return passage.run(state)
 
     def _told(self, batch: dict[str, Track]) -> dict[str, Track]:
         """The tracks with levels as the model is told them; levels within 1e-4 of a step count as on it."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch.nn.functional import scaled_dot_product_attention
 
 CACHE_BYTES = 2**21
@@ -21,7 +21,7 @@ SAMPLED_KEYS = 64
 """Keys that a row's highest score is guessed from."""
 
 
-@torch.library.custom_op("vitascope::block_attention", mutates_args=())
+@library.custom_op("vitascope::block_attention", mutates_args=())
 def block_attention(q_BLHE: Tensor, k_BSHE: Tensor, v_BSHE: Tensor, mask: Tensor | None = None) -> Tensor:
     """Softmax attention, (B, L, H, E); `mask` is boolean, broadcastable to (B, H, L, S). Gradients go through torch's
     own kernel, which runs the forward pass once more.

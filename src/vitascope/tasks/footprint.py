@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from inspect import signature
 from math import prod
 from typing import Any
@@ -217,7 +217,7 @@ class PipelineCosts:
         codec, audio = pipeline.video_codec, pipeline.audio_codec
         frames = latent_frames(fmt.num_frames, codec.strides.time)
         grid = (frames, fmt.height_px // codec.strides.height, fmt.width_px // codec.strides.width)
-        made = lambda *shape: torch.empty(shape, device=device)  # noqa: E731
+        made = partial(torch.empty, device=device)
         extra = pipeline.denoiser.capabilities.condition_channels
         condition = made(count, extra, *grid) if extra else None
         tracks = {

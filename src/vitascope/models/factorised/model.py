@@ -106,9 +106,7 @@ class FactorisedDenoiser(nn.Module):
         for a track, camera or strategy that the model does not have, ShapeError for sizes that do not fit the patch.
         """
         state, passage = self.enter(tracks, text, camera, strategy)
-        for layer in passage.layers:
-            state = layer(state)
-        return passage.finish(state)
+        return passage.run(state)
 
     def enter(
         self,

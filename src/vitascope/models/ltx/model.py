@@ -130,9 +130,7 @@ class LTXDenoiser(nn.Module):
         gives the whole result. Raises CapabilityError for what the model does not take.
         """
         state, passage = self.enter(tracks, text, camera, strategy, sharing)
-        for layer in passage.layers:
-            state = layer(state)
-        return passage.finish(state)
+        return passage.run(state)
 
     def enter(
         self,

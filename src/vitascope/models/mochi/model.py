@@ -211,9 +211,7 @@ class MochiDenoiser(nn.Module):
         CapabilityError for what the model does not take, ShapeError for sizes that do not fill the patches.
         """
         state, passage = self.enter(tracks, text, camera, strategy, sharing)
-        for layer in passage.layers:
-            state = layer(state)
-        return passage.finish(state)
+        return passage.run(state)
 
     def enter(
         self,

@@ -174,9 +174,7 @@ class WanDenoiser(nn.Module):
         the model does not take, ShapeError for sizes that do not fill the patches.
         """
         state, passage = self.enter(tracks, text, camera, strategy, sharing)
-        for layer in passage.layers:
-            state = layer(state)
-        return passage.finish(state)
+        return passage.run(state)
 
     def enter(
         self,
