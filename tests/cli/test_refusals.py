@@ -245,9 +245,11 @@ def test_a_signal_between_steps_leaves_nothing(
 ) -> None:
     # The process sends itself the signal from its second step: no waiting, no chance.
     script = f"""
-        import os, sys
+        import os, signal, sys
         from vitascope.cli import app
         from vitascope.tasks import preview
+
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 
         def stop(pipeline, step, path):
             if step.index == 1:
