@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vitascope.core.errors import CheckpointError
+from vitascope.weights import plain_file
 from vitascope.weights.plain_file import PlainFile
 from vitascope.weights.tensor_file import TensorInfo
 
@@ -45,6 +46,22 @@ def test_tensors_are_as_the_library_reads_them(path: Path) -> None:
     changed.zero_()
     assert same(file.get("matrix"), theirs["matrix"])
     file.close()
+
+
+def test_views_are_pages_of_the_file_that_nobody_else_sees_written_to(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plain_file, "_MAPPED_BYTES", 32)  # pages are given back again and again
+    before, theirs = path.read_bytes(), load_file(path)
+    file = PlainFile(path)
+    views = {name: file.view(name) for name in theirs}
+    file.close()
+    for name, view in views.items():
+        assert same(view, theirs[name])
+        assert view.untyped_storage().nbytes() == view.nbytes
+    views["matrix"].zero_()
+    assert same(PlainFile(path).view("matrix"), theirs["matrix"])
+    assert path.read_bytes() == before
 
 
 def test_threads_may_read_at_the_same_time(path: Path) -> None:
@@ -83,3 +100,6 @@ def test_a_file_that_is_cut_while_it_is_read_is_an_error(path: Path) -> None:
     with pytest.raises(CheckpointError, match="cut short"):
         for name in TENSORS:
             file.get(name)
+    with pytest.raises(CheckpointError, match="cut short"):
+        for name in TENSORS:
+            file.view(name)

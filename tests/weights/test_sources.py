@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vitascope.core.errors import CheckpointError
-from vitascope.weights.keys import Fuse, KeyTable, Rename
+from vitascope.weights.keys import Fuse, KeyTable, Rename, Split
 from vitascope.weights.sources import MemorySource, TensorSource, Under, open_source, read_metadata
 from vitascope.weights.streaming import load_streaming
 
@@ -161,6 +161,20 @@ def test_a_model_on_the_meta_device_is_filled(tmp_path: Path, dtype: torch.dtype
         expected = torch.cat([TENSORS[f"layer.{n}.q"], TENSORS[f"layer.{n}.k"]]).to(dtype)
         assert torch.equal(layer.weight, expected)  # type: ignore[arg-type]
         assert not layer.weight.requires_grad
+
+
+def test_weights_share_no_memory_with_their_source() -> None:
+    given = {"a": torch.ones(8, 4), "count": torch.tensor([3, 4])}
+    with torch.device("meta"):
+        model = nn.ModuleDict({"first": nn.Linear(4, 4, bias=False), "second": nn.Linear(4, 4, bias=False)})
+        model.register_buffer("count", torch.zeros(2, dtype=torch.int64))
+    table = (Split("a", ("first.weight", "second.weight")), Rename("count", "count"))
+    load_streaming(model, MemorySource(given), table)
+    for tensor in given.values():
+        tensor.zero_()
+    for value in model.state_dict().values():
+        assert bool(value.all())
+        assert value.untyped_storage().nbytes() == value.nbytes  # and no larger tensor is kept for a part of it
 
 
 def test_weights_that_do_not_fit_the_model_are_told() -> None:

@@ -33,6 +33,16 @@ def timestep_features(timesteps: Tensor, width: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], -1)
 
 
+def normal_table(*shape: int, std: float = 1.0) -> nn.Parameter:
+    """A table of this shape, drawn from a normal distribution.
+
+    Nothing is drawn on the meta device: torch draws there in Python, and imports its compiler for it, which takes
+    longer than reading the weights of a large model.
+    """
+    table = torch.empty(shape)
+    return nn.Parameter(table if table.is_meta else torch.randn(shape) * std)
+
+
 class LevelEmbedding(nn.Module):
     """Noise levels in [0, 1], of any shape (...), to (..., width): sinusoids, then a small MLP."""
 
@@ -51,7 +61,7 @@ class SpatialPositions(nn.Module):
 
     def __init__(self, rows: int, columns: int, width: int) -> None:
         super().__init__()
-        self.grid = nn.Parameter(torch.randn(1, width, rows, columns) * 0.02)
+        self.grid = normal_table(1, width, rows, columns, std=0.02)
 
     def forward(self, rows: int, columns: int) -> Tensor:
         grid = self.grid

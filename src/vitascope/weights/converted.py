@@ -49,6 +49,10 @@ class Converted:
             self._last = (move, self._act(move, self._source.get))
         return self._last[1][name]
 
+    def view(self, name: str) -> Tensor:
+        """As `get`."""
+        return self.get(name)
+
     def _act(self, move: Move, get: Callable[[str], Tensor]) -> dict[str, Tensor]:
         sources, targets = (move.ours, move.theirs) if self._writing else (move.theirs, move.ours)
         act = move.rule.write if self._writing else move.rule.read
@@ -77,7 +81,13 @@ class Rounded:
 
     def get(self, name: str) -> Tensor:
         """Rounded to the dtype."""
-        tensor = self.source.get(name)
+        return self._rounded(self.source.get(name))
+
+    def view(self, name: str) -> Tensor:
+        """Rounded to the dtype; a view where it has it."""
+        return self._rounded(self.source.view(name))
+
+    def _rounded(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
 
 

@@ -1,13 +1,15 @@
-"""A safetensors file read by plain reads instead of being mapped into memory.
+"""A safetensors file, read by plain reads or mapped into memory.
 
-Mapped pages count as memory of the process for as long as the file is mapped, beside the copy that the model gets: a
-run with a limit to keep would hold its weights twice. Tensors read here are memory of their own.
+A tensor that is read is memory of its own: a run with a limit to keep needs that, because mapped pages count as memory
+of the process beside the copy that the model gets. A view costs nothing until it is used, and where it is used as it
+is, the system's cache of the file is the only copy in the machine.
 Format: https://huggingface.co/docs/safetensors (8 bytes header length, JSON header, tensor data).
 """
 
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import threading
 import weakref
@@ -20,6 +22,10 @@ from torch import Tensor
 
 from vitascope.core.errors import CheckpointError
 from vitascope.weights.tensor_file import DTYPES, TensorInfo
+
+
+_MAPPED_BYTES = 256 * 2**20
+"""What may have been viewed before its pages are given back."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,8 @@ class PlainFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
+        self._map: mmap.mmap | None = None
+        self._viewed_bytes = 0
         try:
             self._file = path.open("rb", buffering=0)
         except OSError as error:
@@ -48,7 +56,9 @@ class PlainFile:
             raise
 
     def close(self) -> None:
-        """Nothing can be read after it."""
+        """Nothing can be read after it; views stay."""
+        self._release()
+        self._map = None
         self._file.close()
 
     def info(self, name: str) -> TensorInfo:
@@ -72,6 +82,34 @@ class PlainFile:
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.path}: tensor {name} cannot be read: {error}") from error
         return flat.view(place.info.dtype).view(place.info.shape)
+
+    def view(self, name: str) -> Tensor:
+        """The tensor as the file's pages, which nothing else sees when they are written to; not to be written to while
+        the file is open. Raises CheckpointError as `get` does."""
+        place = self._place(name)
+        size = place.info.num_bytes
+        if size == 0:
+            return torch.empty(place.info.shape, dtype=place.info.dtype)
+        with self._lock:
+            try:
+                whole = os.fstat(self._file.fileno()).st_size >= place.start + size
+                if self._map is None and whole:
+                    self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
+            except (OSError, ValueError) as error:
+                raise CheckpointError(f"{self.path}: tensor {name} cannot be read: {error}") from error
+            if self._map is None or not whole:
+                raise CheckpointError(f"{self.path}: tensor {name} cannot be read: the file is cut short")
+            if self._viewed_bytes > _MAPPED_BYTES:
+                self._release()
+            self._viewed_bytes += size
+            flat = torch.frombuffer(self._map, dtype=torch.uint8, count=size, offset=place.start)
+        return flat.view(place.info.dtype).view(place.info.shape)
+
+    def _release(self) -> None:
+        """Give back the pages that were looked at; whoever looks again finds them in the system's cache."""
+        if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+        self._viewed_bytes = 0
 
     def _place(self, name: str) -> _Place:
         if name not in self._places:

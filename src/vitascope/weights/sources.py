@@ -27,13 +27,15 @@ _WHAT_UNPICKLING_RAISES = (UnpicklingError, RuntimeError, OSError, EOFError, Val
 
 
 class TensorSource(Protocol):
-    """Tensors by name. `label` says in errors where they are from."""
+    """Tensors by name: in memory of their own, or as a view of a file where that spares a copy. `label` says in errors
+    where they are from."""
 
     @property
     def label(self) -> str: ...
     def names(self) -> list[str]: ...
     def info(self, name: str) -> TensorInfo: ...
     def get(self, name: str) -> Tensor: ...
+    def view(self, name: str) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,12 @@ class MemorySource:
         return TensorInfo(self.tensors[name].dtype, tuple(self.tensors[name].shape))
 
     def get(self, name: str) -> Tensor:
-        """The tensor itself."""
-        return self.tensors[name]
+        """A copy."""
+        return self.tensors[name].clone(memory_format=torch.contiguous_format)
+
+    def view(self, name: str) -> Tensor:
+        """A copy too: the tensors belong to somebody else."""
+        return self.get(name)
 
 
 class SafetensorsSource:
@@ -83,6 +89,10 @@ class SafetensorsSource:
     def get(self, name: str) -> Tensor:
         """The tensor, on the CPU. Raises CheckpointError when its file is damaged or does not hold it."""
         return self._file(name).get(name)
+
+    def view(self, name: str) -> Tensor:
+        """The tensor as pages of its file, see `PlainFile.view`."""
+        return self._file(name).view(name)
 
     def _file(self, name: str) -> PlainFile:
         path = self._places[name]
@@ -114,6 +124,10 @@ class Under:
         """By its name without the prefix."""
         return self.source.get(self.prefix + name)
 
+    def view(self, name: str) -> Tensor:
+        """By its name without the prefix."""
+        return self.source.view(self.prefix + name)
+
 
 @dataclass(frozen=True)
 class Joined:
@@ -138,6 +152,11 @@ class Joined:
         """By its name behind the prefix."""
         source, rest = self._find(name)
         return source.get(rest)
+
+    def view(self, name: str) -> Tensor:
+        """By its name behind the prefix."""
+        source, rest = self._find(name)
+        return source.view(rest)
 
     def _find(self, name: str) -> tuple[TensorSource, str]:
         prefix = next(prefix for prefix in self.sources if name.startswith(prefix))

@@ -27,13 +27,14 @@ def load_streaming(
     dtype: of all floating-point weights, or of each by its name. cut: what the model holds of each, by its name: all
     of it, or a part where processes share it.
 
-    Never holds more than the model so far and the tensors of one rule. `report(rules done, rules in all)`. Raises
+    Never holds more than the model so far and the tensors of one rule; a weight that needs no change stays the pages of
+    its file, so that the machine holds it once. `report(rules done, rules in all)`. Raises
     CheckpointError, naming the tensors, when the source does not fit the model; the model is then useless.
     """
     wanted = model.state_dict(keep_vars=True)
     moves = moves_into(wanted, source, table)
     for done, move in enumerate(moves, start=1):
-        tensors = [source.get(name) for name in move.theirs]
+        tensors = [source.view(name) for name in move.theirs]
         for name, tensor in zip(move.ours, move.rule.read(tensors), strict=True):
             kind = dtype if isinstance(dtype, torch.dtype) else dtype(name)
             _place(model, name, wanted[name], cut(name, tensor), source.label, device, kind)
@@ -59,8 +60,8 @@ def _place(
     if tensor.shape != old.shape:
         raise CheckpointError(f"{label}: {name} has the shape {tuple(tensor.shape)}, expected {tuple(old.shape)}")
     kept = tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
-    if kept.data_ptr() == tensor.data_ptr() or not kept.is_contiguous():
-        kept = kept.clone(memory_format=torch.contiguous_format)  # own memory, not a view of a file or a larger tensor
+    if kept.untyped_storage().nbytes() != kept.nbytes or not kept.is_contiguous():
+        kept = kept.clone(memory_format=torch.contiguous_format)  # not a view of a larger tensor
     parent, _, leaf = name.rpartition(".")
     if isinstance(old, nn.Parameter):
         setattr(model.get_submodule(parent), leaf, nn.Parameter(kept, requires_grad=False))

@@ -20,7 +20,7 @@ from vitascope.core.tracks import VIDEO, TextContext, Track, Tracks
 from vitascope.models.ltx.config import LTXConfig
 from vitascope.nn.attention import AttentionKind, CrossAttention, KeysValues, SelfAttention
 from vitascope.nn.checkpointing import run_layer
-from vitascope.nn.embeddings import timestep_features
+from vitascope.nn.embeddings import normal_table, timestep_features
 from vitascope.nn.feed_forward import FeedForward
 from vitascope.nn.modulation import modulate
 from vitascope.nn.norms import layer_norm, rms_norm
@@ -43,7 +43,7 @@ class LTXBlock(nn.Module):
         super().__init__()
         width, heads = config.width, config.num_heads
         self.eps = config.eps
-        self.offsets = nn.Parameter(torch.randn(BLOCK_VECTORS, width) * width**-0.5)
+        self.offsets = normal_table(BLOCK_VECTORS, width, std=width**-0.5)
         self.attention = SelfAttention(width, heads, heads, KIND)
         self.cross = CrossAttention(width, width, heads, KIND)
         self.feed_forward = FeedForward(width, 4 * width)
@@ -88,7 +88,7 @@ class LTXDenoiser(nn.Module):
         self.vectors = nn.Linear(width, BLOCK_VECTORS * width)
         self.text_in, self.text_out = nn.Linear(config.text_width, width), nn.Linear(width, width)
         self.blocks = nn.ModuleList(LTXBlock(config) for _ in range(config.depth))
-        self.head_offsets = nn.Parameter(torch.randn(2, width) * width**-0.5)
+        self.head_offsets = normal_table(2, width, std=width**-0.5)
         self.head = nn.Linear(width, config.out_channels)
 
     @property

@@ -20,7 +20,7 @@ from vitascope.core.tracks import VIDEO, TextContext, Track, Tracks
 from vitascope.models.wan.config import WanConfig
 from vitascope.nn.attention import AttentionKind, CrossAttention, KeysValues, SelfAttention
 from vitascope.nn.checkpointing import run_layer
-from vitascope.nn.embeddings import timestep_features
+from vitascope.nn.embeddings import normal_table, timestep_features
 from vitascope.nn.feed_forward import FeedForward
 from vitascope.nn.modulation import modulate
 from vitascope.nn.norms import LayerNorm, layer_norm
@@ -71,7 +71,7 @@ class WanBlock(nn.Module):
         super().__init__()
         width, heads, kind = config.width, config.num_heads, AttentionKind(True, "all", config.eps, "neighbours")
         self.eps = config.eps
-        self.offsets = nn.Parameter(torch.randn(BLOCK_VECTORS, width) * width**-0.5)
+        self.offsets = normal_table(BLOCK_VECTORS, width, std=width**-0.5)
         self.attention = SelfAttention(width, heads, heads, kind)
         self.cross_norm = LayerNorm(width, config.eps) if config.cross_norm else nn.Identity()
         self.cross = WanCrossAttention(width, heads, kind, config.image_width > 0)
@@ -131,7 +131,7 @@ class WanDenoiser(nn.Module):
         self.text_in, self.text_out = nn.Linear(config.text_width, width), nn.Linear(width, width)
         self.image = ImageEmbedding(config) if config.image_width else None
         self.blocks = nn.ModuleList(WanBlock(config) for _ in range(config.depth))
-        self.head_offsets = nn.Parameter(torch.randn(2, width) * width**-0.5)
+        self.head_offsets = normal_table(2, width, std=width**-0.5)
         self.head = nn.Linear(width, config.out_values)
 
     @property

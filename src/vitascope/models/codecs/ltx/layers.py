@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitascope.nn.embeddings import timestep_features
+from vitascope.nn.embeddings import normal_table, timestep_features
 from vitascope.nn.norms import LayerNorm
 from vitascope.nn.resample import Block
 from vitascope.nn.time_conv import TimeConv3d, TimeStream
@@ -63,7 +63,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.conv1 = TimeConv3d(channels, out_channels, causal)
         self.conv2 = TimeConv3d(out_channels, out_channels, causal)
-        self.offsets = nn.Parameter(torch.randn(4, channels) * channels**-0.5) if timesteps else None
+        self.offsets = normal_table(4, channels, std=channels**-0.5) if timesteps else None
         self.noise1 = nn.Parameter(torch.zeros(channels)) if noise else None
         self.noise2 = nn.Parameter(torch.zeros(channels)) if noise else None
         same = channels == out_channels
@@ -126,7 +126,7 @@ class Out(nn.Module):
     def __init__(self, channels: int, out_channels: int, causal: bool, timesteps: bool = False) -> None:
         super().__init__()
         self.conv = TimeConv3d(channels, out_channels, causal)
-        self.offsets = nn.Parameter(torch.randn(2, channels) * channels**-0.5) if timesteps else None
+        self.offsets = normal_table(2, channels, std=channels**-0.5) if timesteps else None
 
     def forward(self, x: Tensor, stream: TimeStream, given: Given = NOTHING) -> Tensor:
         return self.conv(activate(x, *_vectors(self.offsets, given, 2)), stream)

@@ -20,6 +20,7 @@ from vitascope.core.errors import PromptError
 from vitascope.core.tracks import TextContext
 from vitascope.models.text.bytes.config import BytesConfig
 from vitascope.nn.attention import SelfAttention
+from vitascope.nn.embeddings import normal_table
 from vitascope.nn.feed_forward import FeedForward
 from vitascope.nn.norms import RMSNorm
 
@@ -105,10 +106,10 @@ class ByteTextEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.bytes = nn.Embedding(NUM_SYMBOLS, config.byte_width)
-        self.places = nn.Parameter(torch.randn(config.max_word_bytes, config.byte_width))
+        self.places = normal_table(config.max_word_bytes, config.byte_width)
         self.mix = nn.Linear(3 * config.byte_width, config.width)
         self.pool = nn.Linear(config.width, config.width)
-        self.positions = nn.Parameter(torch.randn(config.max_words, config.width) * 0.2)
+        self.positions = normal_table(config.max_words, config.width, std=0.2)
         self.layers = nn.ModuleList(WordLayer(config) for _ in range(config.depth))
         self.norm_out = RMSNorm(config.width)
 
