@@ -23,7 +23,6 @@ from torch import Tensor
 from vitascope.core.errors import CheckpointError
 from vitascope.weights.tensor_file import DTYPES, TensorInfo
 
-
 _MAPPED_BYTES = 256 * 2**20
 """What may have been viewed before its pages are given back."""
 
