@@ -22,6 +22,7 @@ from vitascope.core.protocols import (
     TemporalStrategy,
 )
 from vitascope.core.tracks import TextContext, Track, Tracks
+from vitascope.diffusion import guidance as guidance_module
 from vitascope.diffusion.guidance import Guidance, GuidedDenoiser, guide, join_texts, rescale
 from vitascope.diffusion.paths import RectifiedFlow
 from vitascope.diffusion.samplers import SAMPLERS
@@ -127,6 +128,15 @@ def test_branches_may_be_split_over_calls(max_clips: int | None, batches: list[i
     whole, _ = run(guidance)
     split, model = run(guidance, max_clips=max_clips)
     assert [call["batch"] for call in model.calls] == batches
+    for name in whole:
+        torch.testing.assert_close(split[name], whole[name])
+
+
+def test_large_clips_on_a_cpu_go_branch_by_branch(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, _ = run(Guidance(2.0))
+    monkeypatch.setattr(guidance_module, "BUSY_VALUES", 1)
+    split, model = run(Guidance(2.0))
+    assert [call["batch"] for call in model.calls] == [2, 2]
     for name in whole:
         torch.testing.assert_close(split[name], whole[name])
 

@@ -8,8 +8,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from vitascope.core.errors import InputError
+from vitascope.nn import feed_forward as feed_forward_module
 from vitascope.nn.feed_forward import KINDS, FeedForward, FeedForwardKind
-from vitascope.nn.modulation import ModulationProjection, OffsetModulation, OwnModulation, modulate
+from vitascope.nn.modulation import (
+    ModulationProjection,
+    OffsetModulation,
+    OwnModulation,
+    modulate,
+    modulated_layer_norm,
+)
 from vitascope.nn.norms import RMSNorm, layer_norm
 
 
@@ -40,6 +47,33 @@ def test_vectors_are_read_in_order_and_offsets_are_added() -> None:
     first, second = offset(torch.arange(9.0).expand(2, 9))  # a projection for three vectors; the block takes two
     assert first.tolist() == [[0.0, 2.0, 4.0]] * 2
     assert second.tolist() == [[6.0, 8.0, 10.0]] * 2
+
+
+@pytest.mark.parametrize("vectors", [1, 5])
+@pytest.mark.parametrize("num_clips", [1, 2])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2**-8)])
+def test_the_norm_and_its_modulation_are_one(
+    num_clips: int, vectors: int, dtype: torch.dtype, tolerance: float
+) -> None:
+    # bf16: both round once, from fp32 values that differ in their last bits: one step of bf16 at most
+    x = (torch.randn(num_clips, 5, 16) * 3 + 1).to(dtype)
+    shift, scale = torch.randn(2, num_clips, vectors, 16)
+    expected = modulate(layer_norm(x, 1e-4), shift, scale).to(dtype)
+    found = modulated_layer_norm(x, shift, scale, 1e-4)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_long_clips_pass_the_feed_forward_in_parts(kind: FeedForwardKind, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x, seen = FeedForward(6, 10, kind), torch.randn(2, 11, 6), []
+    layer.fall.register_forward_hook(lambda module, given, out: seen.append(out.shape[1]))
+    whole = layer(x)
+    monkeypatch.setattr(feed_forward_module, "ROWS", 4)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), whole)
+    torch.testing.assert_close(layer(x), whole)  # not where gradients are wanted
+    assert seen == [11, 4, 4, 3, 11]
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -32,6 +32,8 @@ Perturbation = Literal["attention", "block"]
 PERTURBATIONS: tuple[Perturbation, ...] = ("attention", "block")
 RescaleOn = Literal["x0", "velocity"]
 RESCALE_ON: tuple[RescaleOn, ...] = ("x0", "velocity")
+BUSY_VALUES = 2**17
+"""Values of latents from which one branch keeps a CPU busy: more of them in a call take memory and save no time."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ class GuidedDenoiser:
 
     cond, uncond: text of batch B or 1. `uncond` is needed where a text scale is not 1.
     seed: of the noise that stands for the other tracks in cross-modal guidance; the same at every step.
-    max_clips: most clips in one call of the model; None puts all branches into one call.
+    max_clips: most clips in one call of the model; None puts all branches into one call. Large clips on a CPU go branch
+    by branch (`BUSY_VALUES`).
     level_grid: if above 0, the model is told levels rounded down to multiples of 1 / level_grid.
     steps: skips blocks where little changes from step to step; it serves one run of a sampler.
     """
@@ -148,8 +151,11 @@ class GuidedDenoiser:
     def _predict(self, branches: list[Branch]) -> dict[str, dict[str, Tensor]]:
         """The answer of every branch, as many branches to a call of the model as `max_clips` lets in; a perturbed one
         is a call of its own."""
-        num_clips = next(iter(branches[0].tracks.values())).values.shape[0]
+        values = [track.values for track in branches[0].tracks.values()]
+        num_clips = values[0].shape[0]
         together = len(branches) if self.max_clips is None else max(1, self.max_clips // num_clips)
+        if values[0].device.type == "cpu" and sum(value.numel() for value in values) >= BUSY_VALUES:
+            together = 1
         results: dict[str, dict[str, Tensor]] = {}
         for kind in (False, True):
             alike = [branch for branch in branches if branch.perturbed is kind]

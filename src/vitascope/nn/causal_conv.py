@@ -16,8 +16,8 @@ Kernel = tuple[int, int, int]
 class TailCache:
     """The last inputs of every causal layer of one stream, along axis 1.
 
-    A layer asks for its history with `extend`; a fresh stream has zeros there, which is what the whole-clip call pads
-    with, so pushing a clip chunk by chunk gives what one call gives.
+    A layer asks for its history with `follow`, or with `extend`, which gives zeros where a fresh stream has none: that
+    is what the whole-clip call pads with, so pushing a clip chunk by chunk gives what one call gives.
     """
 
     def __init__(self) -> None:
@@ -25,12 +25,15 @@ class TailCache:
 
     def extend(self, layer: nn.Module, x: Tensor, history: int) -> Tensor:
         """`x` with the `history` steps (axis 1) that came before it in front; remembers the new last steps."""
+        known = self.follow(layer, x, history)
+        return _after_zeros(known, history + x.shape[1])
+
+    def follow(self, layer: nn.Module, x: Tensor, history: int) -> Tensor:
+        """As `extend`, without the steps that a young stream does not have."""
         tail = self._tails.get(layer)
-        if tail is None:
-            tail = x.new_zeros(x.shape[0], history, *x.shape[2:])
-        extended = torch.cat([tail, x], dim=1)
-        self._tails[layer] = extended[:, extended.shape[1] - history :].clone()
-        return extended
+        known = x if tail is None else torch.cat([tail, x], dim=1)
+        self._tails[layer] = known[:, max(0, known.shape[1] - history) :].clone()
+        return known
 
     def is_fresh(self, layer: nn.Module) -> bool:
         """Whether the layer has seen nothing of this stream yet."""
@@ -52,9 +55,15 @@ class CausalConv3d(nn.Conv3d):
         self.history = kernel[0] - 1
 
     def forward(self, input: Tensor, cache: TailCache | None = None) -> Tensor:
-        x = input
-        if self.history and cache is not None:
-            x = cache.extend(self, x, self.history)
-        elif self.history:
-            x = F.pad(x, (0, 0, 0, 0, 0, 0, self.history, 0))
-        return super().forward(x.movedim(-1, 1)).movedim(1, -1)
+        known = input if cache is None or not self.history else cache.follow(self, input, self.history)
+        zeros = self.history + input.shape[1] - known.shape[1]
+        if zeros and input.shape[1] == 1:
+            # taps that meet nothing but zeros are left out
+            return self._conv_forward(known.movedim(-1, 1), self.weight[:, :, zeros:], self.bias).movedim(1, -1)
+        return super().forward(_after_zeros(known, known.shape[1] + zeros).movedim(-1, 1)).movedim(1, -1)
+
+
+def _after_zeros(x: Tensor, steps: int) -> Tensor:
+    """`x` (B, t, H, W, C) made `steps` long by zeros in front."""
+    missing = steps - x.shape[1]
+    return F.pad(x, (0, 0) * (x.ndim - 2) + (missing, 0)) if missing else x

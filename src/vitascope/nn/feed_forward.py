@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -11,6 +12,10 @@ from vitascope.core.errors import choice
 
 FeedForwardKind = Literal["gelu", "geglu", "swiglu"]
 KINDS: tuple[FeedForwardKind, ...] = ("gelu", "geglu", "swiglu")
+
+ROWS = 4096
+"""Tokens of a clip at a time where no gradient is wanted: enough to keep any device busy, and the hidden units of a
+long clip, four times its width, never stand in memory together."""
 
 
 class FeedForward(nn.Module):
@@ -27,6 +32,12 @@ class FeedForward(nn.Module):
         self.fall = nn.Linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        tokens = x.shape[-2] if x.ndim > 1 else 1
+        if tokens <= ROWS or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._apply(x)
+        return torch.cat([self._apply(part) for part in x.split(ROWS, -2)], -2)
+
+    def _apply(self, x: Tensor) -> Tensor:
         hidden = self.rise(x)
         if self.kind == "gelu":
             return self.fall(F.gelu(hidden, approximate="tanh"))

@@ -11,10 +11,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitascope.nn.norms import layer_norm
+
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """x (1 + scale) + shift."""
     return x * (1 + scale) + shift
+
+
+def modulated_layer_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -> Tensor:
+    """`layer_norm` of x (B, L, D), then `modulate`, in fp32, returned in the dtype of x.
+
+    shift, scale: (B, 1|L, D) in fp32. One pass over the tokens where all of a clip's have the same vectors: they are
+    then the norm's own scale and shift.
+    """
+    if scale.shape[1] != 1:
+        return modulate(layer_norm(x, eps), shift, scale).to(x.dtype)
+    narrow = x.device.type == "cpu" and x.dtype == torch.bfloat16  # there the kernel widens as it goes
+    each = zip(x if narrow else x.float(), shift, scale, strict=True)
+    clips = [F.layer_norm(clip, clip.shape[-1:], 1 + own[0], offset[0], eps) for clip, offset, own in each]
+    return (clips[0].unsqueeze(0) if len(clips) == 1 else torch.stack(clips)).to(x.dtype)
 
 
 class ModulationProjection(nn.Module):

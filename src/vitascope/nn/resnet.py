@@ -18,8 +18,15 @@ class ChannelNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        mean_square = x.float().square().mean(dim=-1, keepdim=True)
-        return x * torch.rsqrt(mean_square + self.eps).to(x.dtype) * self.weight.to(x.dtype)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        scaled = x * torch.rsqrt(length.square() / x.shape[-1] + self.eps).to(x.dtype)
+        weight = self.weight.to(x.dtype)
+        return scaled * weight if torch.is_grad_enabled() else scaled.mul_(weight)
+
+
+def silu(x: Tensor) -> Tensor:
+    """SiLU of a tensor that nobody else needs: in its place where no gradient is wanted."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
 class ResidualBlock(nn.Module):
@@ -38,5 +45,6 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x: Tensor, cache: TailCache | None = None) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)), cache)
-        return self.shortcut(x) + self.conv2(F.silu(self.norm2(h)), cache)
+        h = self.conv1(silu(self.norm1(x)), cache)
+        h = self.conv2(silu(self.norm2(h)), cache)
+        return self.shortcut(x) + h if torch.is_grad_enabled() else h.add_(self.shortcut(x))

@@ -165,3 +165,14 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
         codec.encode(draw(1, 3, 5, 20, 16))
     with pytest.raises(ShapeError, match=r"latents must be \(B, 4, N, h, w\)"):
         codec.decode(draw(1, 3, 2, 2, 2))
+
+
+@each_case
+def test_large_levels_hold_one_frame_at_a_time(name: str) -> None:
+    case = CASES[name]
+    torch.manual_seed(0)
+    codec, seen = WanCodec(case.config).eval().requires_grad_(False), {"read": [], "shown": []}
+    codec.encoder.conv_in.register_forward_hook(lambda layer, given, out: seen["read"].append(out.shape[1]))
+    codec.decoder.conv_out.register_forward_hook(lambda layer, given, out: seen["shown"].append(out.shape[1]))
+    codec.decode(codec.encode(draw(case.num_clips, 3, *case.frames)))
+    assert seen == {"read": [1] * case.frames[0], "shown": [1] * case.frames[0]}

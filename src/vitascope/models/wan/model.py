@@ -22,8 +22,8 @@ from vitascope.nn.attention import AttentionKind, CrossAttention, KeysValues, Se
 from vitascope.nn.checkpointing import run_layer
 from vitascope.nn.embeddings import normal_table, timestep_features
 from vitascope.nn.feed_forward import FeedForward
-from vitascope.nn.modulation import modulate
-from vitascope.nn.norms import LayerNorm, layer_norm
+from vitascope.nn.modulation import modulated_layer_norm
+from vitascope.nn.norms import LayerNorm
 from vitascope.nn.patches import check_patch, patchify, token_levels, unpatchify
 from vitascope.ops.attention import Attend, attend
 from vitascope.ops.rope import RotaryTable, grid_table, index_table
@@ -88,11 +88,11 @@ class WanBlock(nn.Module):
     ) -> Tensor:
         """vectors: (B, 1|L, 6, D) in fp32. read: how tokens read each other. alone: see `core.protocols.Layer`."""
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (self.offsets.float() + vectors_BL6D).unbind(-2)
-        y = modulate(layer_norm(x_BLD, self.eps), shift_a, scale_a).to(x_BLD.dtype)
-        x_BLD = (x_BLD + gate_a * self.attention(y, table, read=read, alone=alone)).to(x_BLD.dtype)
+        y = modulated_layer_norm(x_BLD, shift_a, scale_a, self.eps)
+        x_BLD = torch.addcmul(x_BLD, gate_a, self.attention(y, table, read=read, alone=alone)).to(x_BLD.dtype)
         x_BLD = x_BLD + self.cross.recall(self.cross_norm(x_BLD), memory)
-        y = modulate(layer_norm(x_BLD, self.eps), shift_f, scale_f).to(x_BLD.dtype)
-        return (x_BLD + gate_f * self.feed_forward(y)).to(x_BLD.dtype)
+        y = modulated_layer_norm(x_BLD, shift_f, scale_f, self.eps)
+        return torch.addcmul(x_BLD, gate_f, self.feed_forward(y)).to(x_BLD.dtype)
 
 
 class ImageEmbedding(nn.Module):
@@ -205,7 +205,7 @@ class WanDenoiser(nn.Module):
             (x_BLD,) = state
             assert x_BLD is not None
             shift, scale = (self.head_offsets.float() + level_BLD.float().unsqueeze(-2)).unbind(-2)
-            out = share.join(self.head(modulate(layer_norm(x_BLD, config.eps), shift, scale).to(dtype)))
+            out = share.join(self.head(modulated_layer_norm(x_BLD, shift, scale, config.eps).to(dtype)))
             shape = (len(values), config.out_channels, *values.shape[2:])
             return {VIDEO: unpatchify(out, config.patch, shape, channels_last=True).to(track.values.dtype)}
 

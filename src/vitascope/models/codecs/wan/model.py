@@ -7,8 +7,8 @@ a picture of its own at every level: steps that halve or double time leave it as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise, takewhile
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vitascope.core.shapes import VideoStrides, check_frames, check_latents
 from vitascope.models.codecs.wan.config import WanCodecConfig
 from vitascope.nn.causal_conv import CausalConv3d, TailCache
-from vitascope.nn.resnet import ChannelNorm, ResidualBlock
+from vitascope.nn.resnet import ChannelNorm, ResidualBlock, silu
 from vitascope.ops.attention import Attend, attend
 
 EPS = 1e-24
@@ -55,7 +55,7 @@ class Halve(nn.Module):
         # each frame after the first reads three: the last that was read, and two new ones
         fresh = cache is None or cache.is_fresh(self)
         first = x[:, :1] if fresh else x[:, :0]
-        read = x if cache is None else cache.extend(self, x, 1)[:, 1 if fresh else 0 :]
+        read = x if cache is None else cache.follow(self, x, 1)
         if read.shape[1] < 3:
             return first
         return torch.cat([first, _channels_last(self.time, read)], 1)
@@ -78,7 +78,7 @@ class Double(nn.Module):
                 pairs = self.time(rest, cache).unflatten(-1, (2, -1))
                 rest = pairs.movedim(-2, 2).flatten(1, 2)
             elif cache is not None:
-                cache.extend(self.time, rest, self.time.history)
+                cache.follow(self.time, rest, self.time.history)
             x = torch.cat([first, rest], 1)
         return _by_frame(lambda frames: double_and_convolve(self.space, frames), x)
 
@@ -120,12 +120,17 @@ class Encoder(nn.Module):
             layers += _residuals(above, here, config.blocks)
             if level < len(config.halve_time):
                 layers.append(Halve(here, config.halve_time[level]))
+        self.alone = _num_before(layers, Halve)
         self.layers = nn.ModuleList([*layers, *_middle(channels[-1])])
         self.norm_out = ChannelNorm(channels[-1], EPS)
         self.conv_out = CausalConv3d(channels[-1], 2 * config.latent_channels)
 
     def forward(self, x: Tensor, cache: TailCache | None = None) -> Tensor:
-        return _run(self, x, cache)
+        def read(frames: Tensor) -> Tensor:
+            return _run(self.layers[: self.alone], self.conv_in(frames, cache), cache)
+
+        x = _run(self.layers[self.alone :], _one_by_one(read, x, cache), cache)
+        return self.conv_out(silu(self.norm_out(x)), cache)
 
 
 class Decoder(nn.Module):
@@ -141,12 +146,17 @@ class Decoder(nn.Module):
             layers += _residuals(above, here, config.blocks + 1)
             if level < len(steps):
                 layers.append(Double(here, steps[level]))
+        self.alone = len(layers) - _num_before(reversed(layers), Double)
         self.layers = nn.ModuleList(layers)
         self.norm_out = ChannelNorm(channels[-1], EPS)
         self.conv_out = CausalConv3d(channels[-1], 3)
 
     def forward(self, x: Tensor, cache: TailCache | None = None) -> Tensor:
-        return _run(self, x, cache)
+        def show(frames: Tensor) -> Tensor:
+            frames = _run(self.layers[self.alone :], frames, cache)
+            return self.conv_out(silu(self.norm_out(frames)), cache)
+
+        return _one_by_one(show, _run(self.layers[: self.alone], self.conv_in(x, cache), cache), cache)
 
 
 class WanCodec(nn.Module):
@@ -216,11 +226,21 @@ def _chunks(x: Tensor, size: int) -> Iterator[Tensor]:
         yield x[:, :, start : start + size]
 
 
-def _run(part: Encoder | Decoder, x: Tensor, cache: TailCache | None) -> Tensor:
-    x = part.conv_in(x, cache)
-    for layer in part.layers:
+def _run(layers: Iterable[nn.Module], x: Tensor, cache: TailCache | None) -> Tensor:
+    for layer in layers:
         x = layer(x) if isinstance(layer, FrameAttention) else layer(x, cache)
-    return part.conv_out(F.silu(part.norm_out(x)), cache)
+    return x
+
+
+def _one_by_one(code: Callable[[Tensor], Tensor], x: Tensor, cache: TailCache | None) -> Tensor:
+    """`code` over x (B, T, H, W, C): over each frame alone where a cache hands on what came before, so that the large
+    levels hold one frame at a time."""
+    return code(x) if cache is None else torch.cat([code(frame) for frame in x.split(1, 1)], 1)
+
+
+def _num_before(layers: Iterable[nn.Module], kind: type[Halve] | type[Double]) -> int:
+    """How many layers come before the first that changes time."""
+    return sum(1 for _ in takewhile(lambda layer: not (isinstance(layer, kind) and layer.time is not None), layers))
 
 
 def _residuals(above: int, here: int, count: int) -> list[nn.Module]:
