@@ -6,6 +6,8 @@ which 3-D convolutions run at the full matrix-product rate on a CPU.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,7 +23,8 @@ class TailCache:
     """
 
     def __init__(self) -> None:
-        self._tails: dict[nn.Module, Tensor] = {}
+        self._tails: dict[nn.Module, _Tail] = {}
+        self._space: Tensor | None = None
 
     def extend(self, layer: nn.Module, x: Tensor, history: int) -> Tensor:
         """`x` with the `history` steps (axis 1) that came before it in front; remembers the new last steps."""
@@ -31,9 +34,19 @@ class TailCache:
     def follow(self, layer: nn.Module, x: Tensor, history: int) -> Tensor:
         """As `extend`, without the steps that a young stream does not have."""
         tail = self._tails.get(layer)
-        known = x if tail is None else torch.cat([tail, x], dim=1)
-        self._tails[layer] = known[:, max(0, known.shape[1] - history) :].clone()
-        return known
+        return self._remember(layer, x if tail is None else torch.cat([tail.known, x], dim=1), history)
+
+    def borrow(self, layer: nn.Module, x: Tensor, history: int) -> Tensor:
+        """As `follow`; where no gradient is wanted, in memory that is used anew when somebody borrows again."""
+        tail = self._tails.get(layer)
+        if tail is None or torch.is_grad_enabled():
+            return self.follow(layer, x, history)
+        size = tail.known.numel() + x.numel()
+        if self._space is None or self._space.numel() < size or self._space.dtype != x.dtype:
+            self._space = None  # given back before there is a larger one
+            self._space = x.new_empty(size)
+        place = self._space[:size].view(len(x), tail.seen + x.shape[1], *x.shape[2:])
+        return self._remember(layer, torch.cat([tail.known, x], dim=1, out=place), history)
 
     def is_fresh(self, layer: nn.Module) -> bool:
         """Whether the layer has seen nothing of this stream yet."""
@@ -41,7 +54,33 @@ class TailCache:
 
     def num_bytes(self) -> int:
         """Memory that the stream holds between chunks."""
-        return sum(tail.numel() * tail.element_size() for tail in self._tails.values())
+        return sum(tail.steps.numel() * tail.steps.element_size() for tail in self._tails.values())
+
+    def _remember(self, layer: nn.Module, known: Tensor, history: int) -> Tensor:
+        """Keep the last steps, in the place of those before where no gradient is wanted: memory that stays where it is
+        is not broken into pieces by what comes and goes beside it."""
+        last, tail = known[:, max(0, known.shape[1] - history) :], self._tails.get(layer)
+        if torch.is_grad_enabled():
+            self._tails[layer] = _Tail(last.clone(), last.shape[1])
+            return known
+        if tail is None or tail.steps.shape != (len(last), history, *last.shape[2:]):
+            tail = self._tails[layer] = _Tail(last.new_empty(len(last), history, *last.shape[2:]), 0)
+        tail.seen = last.shape[1]
+        tail.known.copy_(last)
+        return known
+
+
+@dataclass
+class _Tail:
+    """The last `seen` of `steps` (B, history, H, W, C) have been seen."""
+
+    steps: Tensor
+    seen: int
+
+    @property
+    def known(self) -> Tensor:
+        """(B, seen, H, W, C), a view."""
+        return self.steps[:, self.steps.shape[1] - self.seen :]
 
 
 class CausalConv3d(nn.Conv3d):
@@ -55,7 +94,7 @@ class CausalConv3d(nn.Conv3d):
         self.history = kernel[0] - 1
 
     def forward(self, input: Tensor, cache: TailCache | None = None) -> Tensor:
-        known = input if cache is None or not self.history else cache.follow(self, input, self.history)
+        known = input if cache is None or not self.history else cache.borrow(self, input, self.history)
         zeros = self.history + input.shape[1] - known.shape[1]
         if zeros and input.shape[1] == 1:
             # taps that meet nothing but zeros are left out

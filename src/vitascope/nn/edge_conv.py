@@ -29,7 +29,7 @@ class EdgeCache(TailCache):
     def extend(self, layer: nn.Module, x: Tensor, history: int) -> Tensor:
         """`x` with the `history` steps (axis 1) that came before it in front; remembers the new last steps."""
         if self.is_fresh(layer):
-            self._tails[layer] = x[:, :1].expand(-1, history, *x.shape[2:])
+            self._remember(layer, x[:, :1].expand(-1, history, *x.shape[2:]), history)
         return super().extend(layer, x, history)
 
     def begin(self, layer: nn.Module) -> bool:

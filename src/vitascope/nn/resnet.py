@@ -9,6 +9,10 @@ from torch import Tensor, nn
 from vitascope.nn.causal_conv import CausalConv3d, Kernel, TailCache
 
 
+_AT_ONCE = 2**18
+"""Values that are scaled at a time: what is worked out between is small, and stays in a processor's caches."""
+
+
 class ChannelNorm(nn.Module):
     """Root-mean-square norm over the channels (last axis) of each cell, so that neither time nor tiles mix."""
 
@@ -18,10 +22,18 @@ class ChannelNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        scaled = x * torch.rsqrt(length.square() / x.shape[-1] + self.eps).to(x.dtype)
         weight = self.weight.to(x.dtype)
-        return scaled * weight if torch.is_grad_enabled() else scaled.mul_(weight)
+        if torch.is_grad_enabled():
+            return x * self._scale(x) * weight
+        out = torch.empty_like(x)
+        rows = max(1, _AT_ONCE * x.shape[-3] // x.numel())
+        for part, place in zip(x.split(rows, -3), out.split(rows, -3), strict=True):
+            torch.mul(part, self._scale(part), out=place).mul_(weight)
+        return out
+
+    def _scale(self, x: Tensor) -> Tensor:
+        mean_square = x.float().square().mean(dim=-1, keepdim=True)
+        return torch.rsqrt(mean_square + self.eps).to(x.dtype)
 
 
 def silu(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ a picture of its own at every level: steps that halve or double time leave it as
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import pairwise, takewhile
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -120,16 +120,16 @@ class Encoder(nn.Module):
             layers += _residuals(above, here, config.blocks)
             if level < len(config.halve_time):
                 layers.append(Halve(here, config.halve_time[level]))
-        self.alone = _num_before(layers, Halve)
+        self.alone = next((i for i, one in enumerate(layers) if isinstance(one, Halve) and one.time), len(layers))
         self.layers = nn.ModuleList([*layers, *_middle(channels[-1])])
         self.norm_out = ChannelNorm(channels[-1], EPS)
         self.conv_out = CausalConv3d(channels[-1], 2 * config.latent_channels)
 
     def forward(self, x: Tensor, cache: TailCache | None = None) -> Tensor:
-        def read(frames: Tensor) -> Tensor:
-            return _run(self.layers[: self.alone], self.conv_in(frames, cache), cache)
-
-        x = _run(self.layers[self.alone :], _one_by_one(read, x, cache), cache)
+        """Up to what halves time frame by frame, where a cache hands on what came before."""
+        parts = [x] if cache is None else x.split(1, 1)
+        early = [_run(self.layers[: self.alone], self.conv_in(part, cache), cache) for part in parts]
+        x = _run(self.layers[self.alone :], torch.cat(early, 1), cache)
         return self.conv_out(silu(self.norm_out(x)), cache)
 
 
@@ -146,17 +146,21 @@ class Decoder(nn.Module):
             layers += _residuals(above, here, config.blocks + 1)
             if level < len(steps):
                 layers.append(Double(here, steps[level]))
-        self.alone = len(layers) - _num_before(reversed(layers), Double)
         self.layers = nn.ModuleList(layers)
         self.norm_out = ChannelNorm(channels[-1], EPS)
         self.conv_out = CausalConv3d(channels[-1], 3)
 
     def forward(self, x: Tensor, cache: TailCache | None = None) -> Tensor:
-        def show(frames: Tensor) -> Tensor:
-            frames = _run(self.layers[self.alone :], frames, cache)
-            return self.conv_out(silu(self.norm_out(frames)), cache)
+        return self._run(0, self.conv_in(x, cache), cache)
 
-        return _one_by_one(show, _run(self.layers[: self.alone], self.conv_in(x, cache), cache), cache)
+    def _run(self, first: int, x: Tensor, cache: TailCache | None) -> Tensor:
+        """From layer `first` on. What doubles time is followed by the rest frame by frame where a cache hands on what
+        came before: the large levels hold one frame at a time."""
+        for index, layer in enumerate(self.layers[first:], start=first + 1):
+            x = layer(x) if isinstance(layer, FrameAttention) else layer(x, cache)
+            if cache is not None and isinstance(layer, Double) and x.shape[1] > 1:
+                return torch.cat([self._run(index, frame, cache) for frame in x.split(1, 1)], 1)
+        return self.conv_out(silu(self.norm_out(x)), cache)
 
 
 class WanCodec(nn.Module):
@@ -230,17 +234,6 @@ def _run(layers: Iterable[nn.Module], x: Tensor, cache: TailCache | None) -> Ten
     for layer in layers:
         x = layer(x) if isinstance(layer, FrameAttention) else layer(x, cache)
     return x
-
-
-def _one_by_one(code: Callable[[Tensor], Tensor], x: Tensor, cache: TailCache | None) -> Tensor:
-    """`code` over x (B, T, H, W, C): over each frame alone where a cache hands on what came before, so that the large
-    levels hold one frame at a time."""
-    return code(x) if cache is None else torch.cat([code(frame) for frame in x.split(1, 1)], 1)
-
-
-def _num_before(layers: Iterable[nn.Module], kind: type[Halve] | type[Double]) -> int:
-    """How many layers come before the first that changes time."""
-    return sum(1 for _ in takewhile(lambda layer: not (isinstance(layer, kind) and layer.time is not None), layers))
 
 
 def _residuals(above: int, here: int, count: int) -> list[nn.Module]:
