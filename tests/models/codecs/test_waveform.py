@@ -122,6 +122,7 @@ def test_a_stream_holds_back_what_does_not_fill_a_hop() -> None:
     assert stream.num_pending == 1
 
 
+@torch.no_grad()
 def test_a_stream_keeps_bounded_state() -> None:
     codec = make(CONFIGS["all"])
     stream = codec.stream_decoder()
