@@ -131,7 +131,6 @@ def _make_all(
     job: _Job, requests: Sequence[GenerateRequest], paths: Sequence[Path], lengths: Lengths
 ) -> list[dict[str, Any]]:
     """Make and write the clips one by one; returns what was made, for --json."""
-    from vitascope.core.protocols import KeepsTexts
     from vitascope.tasks.generate import resolve
 
     pipeline, speaks = job.opened.pipeline, job.opened.speaks
@@ -140,8 +139,7 @@ def _make_all(
     given = given_of(material, job.sources.camera, fmt, pipeline.video_codec.strides.time)
     resolve(pipeline, requests[0])
     upsampler = job.second.load(pipeline)
-    if isinstance(pipeline.text_encoder, KeepsTexts):
-        pipeline.text_encoder.fill([*(request.prompt for request in requests), requests[0].negative_prompt])
+    pipeline.fill_texts([*(request.prompt for request in requests), requests[0].negative_prompt])
     made = []
     for number, (request, path) in enumerate(zip(requests, paths, strict=True), start=1):
         title = f"{number}/{len(requests)} {request.prompt}" if len(requests) > 1 else request.prompt

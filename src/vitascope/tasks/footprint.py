@@ -4,7 +4,7 @@ tensors without values (`nn.footprint`). No weights are needed for it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -19,7 +19,8 @@ from vitascope.core.shapes import ClipFormat, latent_frames, num_audio_latents
 from vitascope.core.tracks import AUDIO, VIDEO, TextContext, Track
 from vitascope.diffusion.guidance import Guidance, GuidedDenoiser
 from vitascope.models.codecs.decoding import AS_IT_IS, Decoding, Streams, Tiles, decode_frames
-from vitascope.models.offload.offloaded import IN_TURN, Layers, Offloaded, WeightBytes
+from vitascope.models.offload.offloaded import IN_TURN, WHOLE, Layers, Offloaded, WeightBytes
+from vitascope.models.text.t5.encoder import PROMPTS_AT_ONCE
 from vitascope.nn.footprint import Footprint, footprint, hollow, without_values
 from vitascope.nn.storage import Storage
 from vitascope.nn.tiling import Tiling
@@ -40,7 +41,8 @@ TILES = (48, 32, 24, 16, 12, 8)
 class TextCost:
     """A text encoder that comes for the prompts and goes again: its weights, and the sizes that its work follows from.
 
-    tokens: most of a prompt; width, hidden, heads: of its layers.
+    tokens: most of a prompt; width, hidden, heads: of its layers. tokenizer: bytes of what turns text to tokens, and of
+    the code that is imported for it. held: its weights where they can come layer by layer, asked for when they must.
     """
 
     weights: int
@@ -48,6 +50,8 @@ class TextCost:
     width: int
     hidden: int
     heads: int
+    tokenizer: int = 0
+    held: Callable[[], Offloaded] | None = None
 
     def working(self, num_prompts: int, bytes_each: int) -> int:
         """Alive at once in a layer: the states and a normalised copy, queries, keys and values, the gated units of the
@@ -117,12 +121,26 @@ class PipelineCosts:
         """Of the denoiser's weights, with layers kept that way."""
         return self.parts["denoiser"].device_bytes(layers)
 
-    def _text_stage(self) -> StagePeak | None:
+    def text_layers(self) -> Sequence[int]:
+        """Bytes of the text encoder's layers; none where they cannot come one by one."""
+        text = self._text
+        return () if text is None or text.held is None else text.held().weight_bytes().layers
+
+    def _text_stage(self, layers: Layers = WHOLE) -> StagePeak | None:
         prompts = self.clips.count * (1 + self.clips.guided)
-        bytes_each = self.pipeline.precision.itemsize
-        if self._text is not None:
-            working = self._text.working(prompts, bytes_each)
-            return StagePeak("text", self._text.weights + self._image_bytes, working + self._kernels)
+        bytes_each, text = self.pipeline.precision.itemsize, self._text
+        if text is not None:
+            weights, working = text.weights, text.working(min(prompts, PROMPTS_AT_ONCE), bytes_each)
+            if layers != WHOLE:
+                assert text.held is not None
+                held = text.held()
+                # the encoder of pictures comes when all layers are gone
+                weights = max(held.device_bytes(layers), self._image_bytes)
+                # a weight on its way from its file, while nothing is worked out
+                working = max(working, held.transit_bytes())
+            else:
+                weights += self._image_bytes
+            return StagePeak("text", weights, working + text.tokenizer + self._kernels)
         if "text_encoder" in self.parts:
             return StagePeak("text", self.parts["text_encoder"].weight_bytes().total, self._kernels)
         return None

@@ -20,10 +20,12 @@ from vitascope.weights.streaming import moves_into
 
 
 class Store(Protocol):
-    """`slow`: reading takes a thread of its own; else copies are started and the device orders them."""
+    """`slow`: reading takes a thread of its own; else copies are started and the device orders them. transit_bytes: what
+    reading takes at most of the machine's memory, beside the tensors that are read into."""
 
     @property
     def slow(self) -> bool: ...
+    def transit_bytes(self, names: Iterable[str]) -> int: ...
     def read(self, into: Mapping[str, Tensor]) -> None: ...
 
 
@@ -45,6 +47,15 @@ class FileStore:
             for name, tensor in zip(move.ours, made, strict=True):
                 if name in into:
                     self._copy(name, tensor, into[name])
+
+    def transit_bytes(self, names: Iterable[str]) -> int:
+        """Of the tensors that one rule takes, as their files have them, and of what it makes of them."""
+        most = 0
+        for index in {self._by_name[name] for name in names}:
+            move = self._moves[index]
+            read = sum(self.source.info(name).num_bytes for name in move.theirs)
+            most = max(most, read if type(move.rule) is Rename else 2 * read)
+        return most
 
     def _copy(self, name: str, tensor: Tensor, target: Tensor) -> None:
         if tensor.shape != target.shape:
@@ -85,6 +96,10 @@ class KeptStore:
         """Widened, where they are kept in fewer bits."""
         for name, target in into.items():
             self._kept[name].widen(target)
+
+    def transit_bytes(self, names: Iterable[str]) -> int:
+        """None: what is kept is copied as it is."""
+        return 0
 
     @property
     def num_bytes(self) -> int:
