@@ -98,7 +98,6 @@ def test_a_limit_of_memory_is_planned_for_and_measured(
         (["--parallel", "ulysses"], "started by torchrun"),
         (["--parallel", "ulysses", "--memory", "1GB"], "--memory is for one process"),
         (["--parallel", "ring", "--lora", "a"], "--lora is for one process"),
-        (["--memory", "1GB", "--lora", "a"], "take no LoRA"),
         (["--shot", "nonsense"], "TIME:FILE"),
     ],
 )

@@ -14,8 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from vitascope.core.errors import InputError
-from vitascope.core.memory import PeakMemory, available_bytes, format_bytes, held_bytes, release_freed_memory
+from vitascope.core.freed_memory import release_freed_memory
+from vitascope.core.memory import PeakMemory, available_bytes, format_bytes, held_bytes
 from vitascope.core.protocols import ImageEncoder, KeepsTexts, TextEncoder
+from vitascope.models.lora import updates_of
+from vitascope.models.offload.merged import with_updates
 from vitascope.models.offload.offloaded import IN_TURN, WHOLE, Layers, Offloaded
 from vitascope.models.offload.stores import FileStore, KeptStore, Store
 from vitascope.models.parts import close
@@ -28,6 +31,7 @@ from vitascope.tasks.footprint import Clips, PipelineCosts, TextCost
 from vitascope.tasks.memory import MemoryPlan, MemoryUse, StagePeak, check_fits, choose_plan, choose_text
 from vitascope.tasks.pipeline import Pipeline
 from vitascope.tasks.request import GenerateRequest
+from vitascope.weights.lora import Lora
 from vitascope.weights.sources import open_source
 
 T = TypeVar("T")
@@ -131,6 +135,17 @@ class Fitted:
             for start in range(0, len(prompts), step):
                 encoder.fill(prompts[start : start + step])
         self._ahead = {"text": self._measured.pop("text", 0)}
+
+    def merge(self, loras: Sequence[tuple[Lora, float]]) -> None:
+        """Merge LoRAs, each times its scale, into the denoiser's weights when they are read, for good. Raises
+        CheckpointError for one that does not fit, and changes nothing then."""
+        part = self.parts["denoiser"]
+        updates = updates_of(part.module, loras)
+        part.away()
+        part.store = with_updates(part.store, part.module, updates)
+        self._exact_storages = ()  # the sums are no numbers of bf16 any more
+        self._plans.clear()
+        self._plan = None
 
     def _text_of(self, pipeline: Pipeline, count: int) -> tuple[Layers, StagePeak | None]:
         costs = self._costs(pipeline, Clips(pipeline.defaults.clip, count, guided=False))

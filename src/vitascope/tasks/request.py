@@ -149,6 +149,15 @@ class GenerateRequest:
         }
 
 
+def is_number(text: str) -> bool:
+    """Whether a part of an option such as FILE:SCALE is a number, infinities and nan included."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, StepCaching):
         return config_to_dict(value)

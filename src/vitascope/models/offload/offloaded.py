@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from vitascope.core.errors import CapabilityError, InputError, choice
-from vitascope.core.memory import release_freed_memory
+from vitascope.core.freed_memory import release_freed_memory
 from vitascope.models.offload.stores import KeptStore, Store
 from vitascope.models.offload.window import LayerWindow, buffer_bytes
 from vitascope.nn.storage import STORAGES, Narrow, Storage, stored_bytes

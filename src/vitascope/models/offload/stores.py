@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from vitascope.core.errors import CheckpointError
+from vitascope.core.errors import CheckpointError, InputError
 from vitascope.nn.storage import Narrow, Storage, narrow
 from vitascope.weights.keys import KeyTable, Rename
 from vitascope.weights.sources import TensorSource
@@ -96,6 +96,12 @@ class KeptStore:
         """Widened, where they are kept in fewer bits."""
         for name, target in into.items():
             self._kept[name].widen(target)
+
+    def kept(self, name: str) -> Tensor:
+        """The values of a weight that is kept as it is. Raises InputError for one in fewer bits."""
+        if self._kept[name].scales is not None:
+            raise InputError(f"{name} is kept in fewer bits and cannot be changed")
+        return self._kept[name].values
 
     def transit_bytes(self, names: Iterable[str]) -> int:
         """None: what is kept is copied as it is."""
