@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import nn
 
+from vitascope.caches.steps import StepCache, StepCaching
 from vitascope.core.errors import CheckpointError, InputError
 from vitascope.core.freed_memory import release_freed_memory
 from vitascope.core.memory import held_bytes
 from vitascope.core.shapes import ClipFormat
-from vitascope.core.tracks import TextContext
-from vitascope.diffusion.guidance import Guidance
+from vitascope.core.tracks import TextContext, Track
+from vitascope.diffusion.guidance import Guidance, GuidedDenoiser
 from vitascope.diffusion.paths import RectifiedFlow
 from vitascope.diffusion.samplers.step import Step
 from vitascope.models.codecs.wan.config import WanCodecConfig
@@ -28,6 +29,7 @@ from vitascope.models.text.t5.encoder import T5Files, open_t5
 from vitascope.models.text.t5.options import T5Options
 from vitascope.models.wan.config import WanConfig
 from vitascope.models.wan.model import WanDenoiser
+from vitascope.nn.footprint import footprint
 from vitascope.tasks.fitting import (
     Fitted,
     MemoryLimit,
@@ -44,7 +46,7 @@ from vitascope.tasks.load import load_pipeline
 from vitascope.tasks.memory import MemoryPlan
 from vitascope.tasks.pipeline import Defaults, Pipeline
 from vitascope.tasks.preview import preview_frames
-from vitascope.tasks.request import GenerateRequest, Given, Keyframe
+from vitascope.tasks.request import GenerateRequest, Given, Keyframe, Shot
 from vitascope.weights.checkpoint import save_checkpoint
 from vitascope.weights.sources import open_source
 
@@ -147,6 +149,61 @@ def test_of_many_equal_layers_a_few_tell_what_all_hold(weights: Path) -> None:
     whole = costs._call(CONFIG, True).peak
     two, three = (costs._call(replace(CONFIG, depth=depth), True).peak for depth in (2, 3))
     assert three + 5 * (three - two) == whole
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"step_cache": "first_block"}, {"step_cache": "tea"}, {"perturbed": "attention"}, {"perturbed": "block"},
+             {"step_cache": "first_block", "perturbed": "block"}, {"beside": 3}],
+)  # fmt: skip
+def test_what_caches_branches_and_frames_beside_hold_is_counted(weights: Path, more: dict[str, Any]) -> None:
+    """Predicted without values, against the tensors that are alive when steps are really made."""
+    pipeline = limited(weights, 1000)
+    parts, fmt = kept(pipeline).parts, replace(FORMAT, width_px=128, height_px=64)
+    predicted = PipelineCosts(pipeline, parts, Clips(fmt, **more))._call(CONFIG, True).peak
+    parts["denoiser"].bring()
+    guidance = Guidance(5.0)
+    if "perturbed" in more:
+        guidance = Guidance(5.0, perturbed=1.0, perturbed_layers=(3,), perturbation=more["perturbed"])
+    count = 2 + more.get("beside", 0)
+    track = Track(torch.randn(1, 4, count, 8, 16), torch.full((1, 1, count, 1, 1), 0.5), torch.arange(float(count)))
+    words = TextContext(torch.randn(1, 7, CONFIG.text_width), torch.ones(1, 7, dtype=torch.bool))
+    denoiser: Any = pipeline.denoiser
+
+    def run() -> object:
+        ready = [denoiser.prepare(words) for _ in range(2)]
+        cache = None
+        if "step_cache" in more:
+            cache = StepCache(StepCaching(more["step_cache"], 0.0), [0.9, 0.5, 0.3, 0.1, 0.0])
+        call = GuidedDenoiser(denoiser, pipeline.path, ready[0], ready[1], guidance, steps=cache)
+        return ready, [call({"video": track}) for _ in range(3)][-1]
+
+    with torch.no_grad():
+        made = footprint(run).peak
+    kept(pipeline).release()
+    # Wan answers for all layers alike; answers of the steps before, and a little of the layer itself, make the rest
+    assert made <= 1.02 * predicted
+    assert made >= 0.9 * predicted
+
+
+def test_what_is_held_from_step_to_step_makes_the_prediction_higher(weights: Path) -> None:
+    pipeline = limited(weights, 1000)
+    parts = kept(pipeline).parts
+    plain = PipelineCosts(pipeline, parts, Clips(FORMAT)).denoise(True)
+    # tokens of both branches: 2 latent frames of 2 x 4, 512 numbers each
+    state = 2 * 2 * 8 * 512 * 4
+    cached = PipelineCosts(pipeline, parts, Clips(FORMAT, step_cache="first_block")).denoise(True)
+    assert cached - plain >= 2 * state
+    beside = PipelineCosts(pipeline, parts, Clips(FORMAT, beside=2)).denoise(True)
+    assert beside > plain
+    request = replace(REQUEST, step_cache=StepCaching("tea"), stg_scale=1.0, stg_layers=(2,), stg_by="block")
+    assert clips_of(pipeline, [request], True) == Clips(FORMAT, step_cache="tea", perturbed="block")
+    own = replace(pipeline.defaults, guidance=Guidance(5.0, perturbed=1.0, perturbed_layers=(1,)), keyframes="beside")
+    later = replace(pipeline, defaults=own)
+    picture = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    given = Given((Keyframe(0.0, picture), Keyframe(0.25, picture)), shots=(Shot(0.0, torch.zeros(5, 3, 8, 8)),))
+    clips = clips_of(later, [REQUEST, replace(REQUEST, given=given)], True)
+    assert clips == Clips(FORMAT, 2, encoded_frames=5, beside=1, perturbed="attention")
+    assert clips_of(later, [replace(REQUEST, stg_scale=0.0)], True).perturbed is None
 
 
 def test_a_limit_that_nothing_fits_is_refused_before_any_weight_is_read(weights: Path) -> None:
@@ -270,9 +327,11 @@ def large_text(text_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return T5Files(folder / "text_encoder", text_folders / "umt5" / "tokenizer")
 
 
-def reading(folder: Path, files: T5Files, limit_mb: int, cache: Path | None = None) -> Pipeline:
+def reading(
+    folder: Path, files: T5Files, limit_mb: int, cache: Path | None = None, max_tokens: int = 64
+) -> Pipeline:
     """`limited`, with a T5 that reads the prompts."""
-    options = T5Options(max_tokens=64)
+    options = T5Options(max_tokens=max_tokens)
 
     def open_text(layers: Layers = WHOLE) -> CachedTextEncoder:
         return open_t5(files, options, cache=cache, dtype=torch.float32, layers=layers)
@@ -302,11 +361,11 @@ def test_a_text_encoder_that_is_too_large_is_read_layer_by_layer(
     assert plan.text == WHOLE
     assert peak > 200 * MB
     plan, found, peak = texts_of(reading(weights, large_text, 110, tmp_path / "layers"), [REQUEST])
-    assert plan.text == Layers(0, group=1)
-    assert "layers of the text encoder come 1 at a time, the next ones ahead of time" in plan.lines()[0]
+    assert plan.text == Layers(0, group=2)
+    assert "layers of the text encoder come 2 at a time, the next ones ahead of time" in plan.lines()[0]
     assert torch.equal(found.embeddings, expected.embeddings)
-    # two layers at least; at most what was said
-    assert 2 * 16 * MB < peak < plan.stages[0].total < 110 * MB
+    # two groups of layers of 17 MB at least; at most what was said
+    assert 4 * 16 * MB < peak < plan.stages[0].total < 110 * MB
     # what is on the disk is read from there by whichever plan
     monkeypatch.setattr(Offloaded, "bring", lambda self: pytest.fail("weights were read"))
     _, found, peak = texts_of(reading(weights, large_text, 110, tmp_path / "whole"), [REQUEST])
@@ -326,18 +385,18 @@ def test_many_prompts_are_read_ahead_as_many_at_a_time_as_fit(
     weights: Path, large_text: T5Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompts = [f"a {'red ' * n}ball" for n in range(6)]
-    pipeline = reading(weights, large_text, 103, tmp_path)
+    # of prompts of up to 512 tokens, 3 are expected to take 187 MB at most, and 6 of them 273 MB
+    pipeline = reading(weights, large_text, 200, tmp_path, 512)
     assert isinstance(pipeline.text_encoder, CachedTextEncoder)
     read: list[int] = []
     fill = CachedTextEncoder.fill
     monkeypatch.setattr(CachedTextEncoder, "fill", lambda self, some: read.append(len(some)) or fill(self, some))
     pipeline.fill_texts(prompts)
-    assert sum(read) == 6
-    assert 1 <= max(read) < 6
+    assert read == [3, 3]
     monkeypatch.setattr(Offloaded, "bring", lambda self: pytest.fail("weights were read"))
     _, found, peak = texts_of(pipeline, [replace(REQUEST, prompt=prompts[-1])])
     assert found.embeddings.any()
-    assert 2 * 16 * MB < peak < 103 * MB  # that of reading ahead
+    assert 2 * 16 * MB < peak < 200 * MB  # that of reading ahead
 
 
 def test_what_a_tokeniser_and_its_code_take_is_counted(large_text: T5Files, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,6 +69,7 @@ def generate(
     stg_layers: Annotated[str, typer.Option(help="Layers disabled for it, counted from 0, such as 19.")] = "",
     stg_by: Annotated[str, typer.Option(help="What of them is disabled: attention or block.")] = "",
     step_cache: Annotated[str, typer.Option(help="first_block or tea, with :THRESHOLD; skips blocks.")] = "",
+    image_cond_noise_scale: Annotated[float, typer.Option(help="Noise on known frames for more motion, 0 to 1.")] = 0.0,
     upsampler: Annotated[str, typer.Option(help="Folder of a latent up-sampler: two passes (LTX-Video).")] = "",
     second_levels: Annotated[str, typer.Option(help="Levels of the second pass.")] = "",
     adain: Annotated[float, typer.Option(help="Statistics of the first pass kept by the second, 0 to 1.")] = 1.0,
@@ -90,7 +91,9 @@ def generate(
     jobs = _jobs(prompt, output, prompts, output_dir)
     _check_preview(preview)
     # What is wrong in the request itself is told before the model is read.
-    sampling = Sampling(levels, guidance_rescale, guidance_interval, stg_scale, stg_layers, stg_by, step_cache)
+    sampling = Sampling(
+        levels, guidance_rescale, guidance_interval, stg_scale, stg_layers, stg_by, step_cache, image_cond_noise_scale
+    )
     settings = GenerateRequest(
         jobs[0][0],
         negative_prompt,

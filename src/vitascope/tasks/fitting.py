@@ -28,6 +28,7 @@ from vitascope.models.text.t5.options import T5Options
 from vitascope.models.text.t5.streamed import TABLES, open_layers
 from vitascope.nn.storage import Storage
 from vitascope.tasks.footprint import Clips, PipelineCosts, TextCost
+from vitascope.tasks.known import num_beside
 from vitascope.tasks.memory import MemoryPlan, MemoryUse, StagePeak, check_fits, choose_plan, choose_text
 from vitascope.tasks.pipeline import Pipeline
 from vitascope.tasks.request import GenerateRequest
@@ -211,8 +212,9 @@ class OnDemand:
 
 def clips_of(pipeline: Pipeline, requests: Sequence[GenerateRequest], guided: bool) -> Clips:
     """What of some requests says how much memory they take."""
-    first = requests[0]
+    first, own = requests[0], pipeline.defaults.guidance
     stride, frames = pipeline.video_codec.strides.time, 0
+    perturbed = own.perturbed if first.stg_scale is None else first.stg_scale
     for given in (request.given for request in requests):
         if given.video is not None or pipeline.denoiser.capabilities.condition_channels:
             frames = first.format.num_frames
@@ -220,7 +222,17 @@ def clips_of(pipeline: Pipeline, requests: Sequence[GenerateRequest], guided: bo
             frames = max(frames, len(given.past))
         elif given.keyframes:
             frames = max(frames, 1 + stride)
-    return Clips(first.format, len(requests), guided, first.given.camera is not None, frames)
+        frames = max(frames, *(len(shot.frames) for shot in given.shots), 0)
+    return Clips(
+        first.format,
+        len(requests),
+        guided,
+        first.given.camera is not None,
+        frames,
+        max(num_beside(pipeline, first.format, request.given) for request in requests),
+        None if first.step_cache is None else first.step_cache.kind,
+        (first.stg_by or own.perturbation) if perturbed else None,
+    )
 
 
 def fit_parts(pipeline: Pipeline, stores: Mapping[str, FileStore], limit: MemoryLimit, **more: Any) -> Pipeline:

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from vitascope.caches.steps import Kind, StepCache, StepCaching
 from vitascope.core.shapes import ClipFormat, latent_frames, num_audio_latents
 from vitascope.core.tracks import AUDIO, VIDEO, TextContext, Track
-from vitascope.diffusion.guidance import Guidance, GuidedDenoiser
+from vitascope.diffusion.guidance import Guidance, GuidedDenoiser, Perturbation
 from vitascope.models.codecs.decoding import AS_IT_IS, Decoding, Streams, Tiles, decode_frames
 from vitascope.models.offload.offloaded import IN_TURN, WHOLE, Layers, Offloaded, WeightBytes
 from vitascope.models.text.t5.encoder import PROMPTS_AT_ONCE
@@ -66,7 +67,9 @@ class TextCost:
 class Clips:
     """What is made: clips of one format, and what of it follows from the request.
 
-    guided: with an unconditional half. encoded_frames: frames that the codec reads at a time, 0 for none.
+    guided: with an unconditional half. encoded_frames: frames that the codec reads at a time, 0 for none. beside:
+    latent frames that stand beside those of the clip. step_cache: the kind of one, if there is one. perturbed: how
+    layers are disabled for a branch of guidance, if there is such a branch.
     """
 
     format: ClipFormat
@@ -74,6 +77,19 @@ class Clips:
     guided: bool = True
     camera: bool = False
     encoded_frames: int = 0
+    beside: int = 0
+    step_cache: Kind | None = None
+    perturbed: Perturbation | None = None
+
+
+class _Anew(StepCache):
+    """A step cache that runs all blocks every time: what it holds can be counted without knowing a value."""
+
+    def __init__(self, kind: Kind) -> None:
+        super().__init__(StepCaching(kind), ())
+
+    def _reuse(self, kept: object, evidence: object, level: object) -> bool:
+        return False
 
 
 class PipelineCosts:
@@ -173,6 +189,9 @@ class PipelineCosts:
         own, clips = self.pipeline.defaults.guidance, self.clips
         # how strongly does not matter, and that it may be for a part of the steps only neither
         guidance = Guidance(2.0 if clips.guided else 1.0, cross_modal=own.cross_modal, rescale=own.rescale)
+        if clips.perturbed is not None:
+            # which layer does not matter either: all are alike
+            guidance = replace(guidance, perturbed=1.0, perturbed_layers=(0,), perturbation=clips.perturbed)
         with without_values(), self._precision():
             denoiser: Any = self._bare(self.pipeline.denoiser, config)
             tracks, texts = self._tracks("cpu"), [self._words() for _ in range(1 + clips.guided)]
@@ -181,10 +200,13 @@ class PipelineCosts:
 
             def run() -> object:
                 ready = [prepare(text) for text in texts]
-                most = None if together else clips.count
+                steps = None if clips.step_cache is None else _Anew(clips.step_cache)
                 call = GuidedDenoiser(
-                    denoiser, self.pipeline.path, ready[0], ready[-1], guidance, camera=camera, max_clips=most
-                )
+                    denoiser, self.pipeline.path, ready[0], ready[-1], guidance, camera=camera,
+                    max_clips=None if together else clips.count, steps=steps,
+                )  # fmt: skip
+                if steps is not None:
+                    call(tracks)  # while blocks run, what they added a step ago is still held
                 return ready, call(tracks)
 
             return footprint(run)
@@ -233,7 +255,7 @@ class PipelineCosts:
         """The tracks as `known.start_tracks` gives them: a level for each latent frame."""
         pipeline, fmt, count = self.pipeline, self.clips.format, self.clips.count
         codec, audio = pipeline.video_codec, pipeline.audio_codec
-        frames = latent_frames(fmt.num_frames, codec.strides.time)
+        frames = latent_frames(fmt.num_frames, codec.strides.time) + self.clips.beside
         grid = (frames, fmt.height_px // codec.strides.height, fmt.width_px // codec.strides.width)
         made = partial(torch.empty, device=device)
         extra = pipeline.denoiser.capabilities.condition_channels
