@@ -152,9 +152,15 @@ def test_of_many_equal_layers_a_few_tell_what_all_hold(weights: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "more", [{}, {"step_cache": "first_block"}, {"step_cache": "tea"}, {"perturbed": "attention"}, {"perturbed": "block"},
-             {"step_cache": "first_block", "perturbed": "block"}, {"beside": 3}],
-)  # fmt: skip
+    "more",
+    [
+        {"step_cache": "first_block"},
+        {"step_cache": "tea"},
+        {"perturbed": "attention"},
+        {"step_cache": "first_block", "perturbed": "block"},
+        {"beside": 3},
+    ],
+)
 def test_what_caches_branches_and_frames_beside_hold_is_counted(weights: Path, more: dict[str, Any]) -> None:
     """Predicted without values, against the tensors that are alive when steps are really made."""
     pipeline = limited(weights, 1000)
@@ -327,9 +333,7 @@ def large_text(text_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return T5Files(folder / "text_encoder", text_folders / "umt5" / "tokenizer")
 
 
-def reading(
-    folder: Path, files: T5Files, limit_mb: int, cache: Path | None = None, max_tokens: int = 64
-) -> Pipeline:
+def reading(folder: Path, files: T5Files, limit_mb: int, cache: Path | None = None, max_tokens: int = 64) -> Pipeline:
     """`limited`, with a T5 that reads the prompts."""
     options = T5Options(max_tokens=max_tokens)
 

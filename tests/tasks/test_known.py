@@ -86,7 +86,9 @@ def test_what_is_given_does_to_a_clip_what_it_does_in_diffusers(
     assert (plain - expected).norm() / expected.norm() > 0.01
 
 
-@pytest.mark.parametrize("name", ["a picture at the start", "pictures at both ends", "weak, at a level of the schedule"])
+@pytest.mark.parametrize(
+    "name", ["a picture at the start", "pictures at both ends", "weak, at a level of the schedule"]
+)
 def test_noise_on_known_frames_does_what_it_does_in_diffusers(
     name: str, ltx: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -185,8 +185,12 @@ def test_under_a_limit_of_memory_loras_are_merged_as_weights_are_read(
         assert made.recipe["loras"] == expected.recipe["loras"]
 
 
-def test_a_lora_that_does_not_fit_changes_nothing_under_a_limit(tiny_model: Path, own: Pipeline, tmp_path: Path) -> None:
-    save_file({"other.lora_A.weight": torch.ones(1, 2), "other.lora_B.weight": torch.ones(2, 1)}, tmp_path / "a.safetensors")
+def test_a_lora_that_does_not_fit_changes_nothing_under_a_limit(
+    tiny_model: Path, own: Pipeline, tmp_path: Path
+) -> None:
+    save_file(
+        {"other.lora_A.weight": torch.ones(1, 2), "other.lora_B.weight": torch.ones(2, 1)}, tmp_path / "a.safetensors"
+    )
     under = load_pipeline(str(tiny_model), "cpu", "fp32", memory=MemoryLimit(held_bytes(torch.device("cpu")) + 10**9))
     with pytest.raises(CheckpointError, match="have no place there"):
         apply_loras(under, [str(tmp_path / "a.safetensors")])

@@ -1,7 +1,7 @@
 """What the C library (glibc) does with freed memory: keeps it, gives it back, or gives it back now.
 
-By default it keeps what was freed, of up to 32 MB each, to hand it out again, and gives larger pieces back at once. To be
-chosen before there are threads, once for a process. Other C libraries are left as they are.
+By default it keeps what was freed, of up to 32 MB each, to hand it out again, and gives larger pieces back at once. To
+be chosen before there are threads, once for a process. Other C libraries are left as they are.
 """
 
 from __future__ import annotations

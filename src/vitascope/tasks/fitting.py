@@ -277,7 +277,7 @@ def text_cost(files: T5Files, options: T5Options, dtype: torch.dtype) -> TextCos
 
 
 def with_layers(text: TextCost, files: T5Files, dtype: torch.dtype) -> TextCost:
-    """The cost of an encoder whose layers may come from its files on a CPU, in whose memory its tokeniser stands too."""
+    """The cost of an encoder whose layers may come from its files on a CPU, in whose memory its tokeniser is too."""
 
     def held() -> Offloaded:
         return open_layers(files.encoder, dtype=dtype, allow_pickle=files.allow_pickle)

@@ -62,7 +62,9 @@ def apply_loras(
     if not isinstance(pipeline.denoiser, nn.Module):
         raise CapabilityError(f"the denoiser of {pipeline.name} takes no LoRAs")
     if pipeline.memory is not None and (stack is not None or not merged):
-        raise CapabilityError("under a limit of memory LoRAs are merged as weights are read: no stack, none beside them")
+        raise CapabilityError(
+            "under a limit of memory LoRAs are merged as weights are read: no stack, none beside them"
+        )
     asked = [parse_lora(text) for text in texts]
     loras = [read_lora(file) for file, _ in asked]
     for lora in loras:

@@ -77,7 +77,9 @@ def test_of_the_table_of_tokens_only_rows_are_read(text_folders: Path, monkeypat
     rows: list[list[int]] = []
     get, get_rows = PlainFile.get, PlainFile.rows
     monkeypatch.setattr(PlainFile, "get", lambda self, name: read.append(name) or get(self, name))
-    monkeypatch.setattr(PlainFile, "rows", lambda self, name, some: rows.append(list(some)) or get_rows(self, name, some))
+    monkeypatch.setattr(
+        PlainFile, "rows", lambda self, name, some: rows.append(list(some)) or get_rows(self, name, some)
+    )
     encoder = load_t5(text_folders / "t5", T5_OPTIONS["mochi"], layers=Layers(0, prefetch=False))
     assert read == []
     encoder(["a ball"])
@@ -125,7 +127,9 @@ def test_files_that_do_not_fit_are_refused_before_a_prompt_is_read(text_folders:
     for names in (TABLES[:1], TABLES[1:], TABLES):
         both = {key: tensors[table].clone() for key in names}
         save_file(rest | both | {"decoder.final_layer_norm.weight": torch.zeros(16)}, place / "model.safetensors")
-        assert open_layers(place, dtype=torch.float32).weight_bytes().total < sum(4 * v.numel() for v in tensors.values())
+        assert open_layers(place, dtype=torch.float32).weight_bytes().total < sum(
+            4 * v.numel() for v in tensors.values()
+        )
     config = json.loads((place / "config.json").read_text())
     (place / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
     with pytest.raises(CheckpointError, match="type 'bert'; valid types: t5, umt5"):

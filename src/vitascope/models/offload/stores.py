@@ -20,8 +20,8 @@ from vitascope.weights.streaming import moves_into
 
 
 class Store(Protocol):
-    """`slow`: reading takes a thread of its own; else copies are started and the device orders them. transit_bytes: what
-    reading takes at most of the machine's memory, beside the tensors that are read into."""
+    """`slow`: reading takes a thread of its own; else copies are started and the device orders them. transit_bytes:
+    what reading takes at most of the machine's memory, beside the tensors that are read into."""
 
     @property
     def slow(self) -> bool: ...

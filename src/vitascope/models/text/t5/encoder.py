@@ -211,7 +211,8 @@ def open_t5(
 ) -> CachedTextEncoder:
     """The encoder of `load_t5`, loaded only for prompts that the folder `cache` (None: no cache) does not know.
 
-    after: `CachedTextEncoder`. layers: `load_t5`; embeddings are the same, so they share the cache. Raises at once what can be known without loading: missing folders, wrong names.
+    after: `CachedTextEncoder`. layers: `load_t5`; embeddings are the same, so they share the cache. Raises at once what
+    can be known without loading: missing folders, wrong names.
     """
     check_quantise(quantise, device)
     files = T5Files.of(folder)
