@@ -22,24 +22,12 @@ from vitascope.diffusion.paths import RectifiedFlow
 from vitascope.diffusion.samplers.step import Step
 from vitascope.models.codecs.wan.config import WanCodecConfig
 from vitascope.models.codecs.wan.model import WanCodec
-from vitascope.models.offload.offloaded import WHOLE, Layers, Offloaded
+from vitascope.models.offload.offloaded import Layers
 from vitascope.models.offload.stores import FileStore, same_names
-from vitascope.models.text.cache import CachedTextEncoder
-from vitascope.models.text.t5.encoder import T5Files, open_t5
-from vitascope.models.text.t5.options import T5Options
 from vitascope.models.wan.config import WanConfig
 from vitascope.models.wan.model import WanDenoiser
 from vitascope.nn.footprint import footprint
-from vitascope.tasks.fitting import (
-    Fitted,
-    MemoryLimit,
-    OnDemand,
-    clips_of,
-    fit_parts,
-    text_cost,
-    text_device,
-    with_layers,
-)
+from vitascope.tasks.fitting import Fitted, MemoryLimit, OnDemand, clips_of, fit_parts, text_device
 from vitascope.tasks.footprint import Clips, PipelineCosts, TextCost
 from vitascope.tasks.generate import generate
 from vitascope.tasks.load import load_pipeline
@@ -318,95 +306,3 @@ def test_an_image_encoder_is_loaded_for_each_call_and_let_go() -> None:
     assert torch.equal(encoder(torch.zeros(1)), torch.ones(1))
     encoder(torch.zeros(1))
     assert len(loaded) == 2
-
-
-@pytest.fixture(scope="module")
-def large_text(text_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> T5Files:
-    """umT5 of 8 layers of 17 MB, and 82 MB of a table of 40 thousand tokens."""
-    from transformers import UMT5Config, UMT5EncoderModel
-
-    folder = tmp_path_factory.mktemp("large")
-    sizes: dict[str, Any] = {"d_model": 512, "d_kv": 64, "d_ff": 2048, "num_heads": 8, "num_layers": 8}
-    torch.manual_seed(0)
-    model = UMT5EncoderModel(UMT5Config(vocab_size=40_000, feed_forward_proj="gated-gelu", **sizes))
-    model.save_pretrained(folder / "text_encoder", max_shard_size="60MB")
-    return T5Files(folder / "text_encoder", text_folders / "umt5" / "tokenizer")
-
-
-def reading(folder: Path, files: T5Files, limit_mb: int, cache: Path | None = None, max_tokens: int = 64) -> Pipeline:
-    """`limited`, with a T5 that reads the prompts."""
-    options = T5Options(max_tokens=max_tokens)
-
-    def open_text(layers: Layers = WHOLE) -> CachedTextEncoder:
-        return open_t5(files, options, cache=cache, dtype=torch.float32, layers=layers)
-
-    pipeline = replace(limited(folder, limit_mb), text_encoder=open_text())
-    old = kept(pipeline)
-    cost = with_layers(text_cost(files, options, torch.float32), files, torch.float32)
-    limit = MemoryLimit(held_bytes(CPU) + limit_mb * MB)
-    return replace(pipeline, memory=Fitted(old.parts, CPU, limit, text=cost, open_text=open_text))
-
-
-def texts_of(pipeline: Pipeline, requests: Sequence[GenerateRequest]) -> tuple[MemoryPlan, TextContext, int]:
-    """The plan for clips, the embeddings that it makes, and the measured peak of reading."""
-    memory = kept(pipeline)
-    fitted = memory.fit(pipeline, requests, True)
-    release_freed_memory()
-    with fitted.at_work("text_encoder", "text"):
-        text = fitted.text_encoder([request.prompt for request in requests] + [""])
-    assert memory.use is not None
-    return memory.use.plan, text, memory.use.measured["text"]
-
-
-def test_a_text_encoder_that_is_too_large_is_read_layer_by_layer(
-    weights: Path, large_text: T5Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plan, expected, peak = texts_of(reading(weights, large_text, 900, tmp_path / "whole"), [REQUEST])
-    assert plan.text == WHOLE
-    assert peak > 200 * MB
-    plan, found, peak = texts_of(reading(weights, large_text, 110, tmp_path / "layers"), [REQUEST])
-    assert plan.text == Layers(0, group=2)
-    assert "layers of the text encoder come 2 at a time, the next ones ahead of time" in plan.lines()[0]
-    assert torch.equal(found.embeddings, expected.embeddings)
-    # two groups of layers of 17 MB at least; at most what was said
-    assert 4 * 16 * MB < peak < plan.stages[0].total < 110 * MB
-    # what is on the disk is read from there by whichever plan
-    monkeypatch.setattr(Offloaded, "bring", lambda self: pytest.fail("weights were read"))
-    _, found, peak = texts_of(reading(weights, large_text, 110, tmp_path / "whole"), [REQUEST])
-    assert torch.equal(found.embeddings, expected.embeddings)
-    assert peak < 8 * MB
-
-
-def test_a_limit_that_not_even_one_layer_fits_is_refused(weights: Path, large_text: T5Files) -> None:
-    pipeline = reading(weights, large_text, 40)
-    with pytest.raises(InputError, match=r"the stage 'text' needs .* of weights, .* taken before\); give .* bf16"):
-        texts_of(pipeline, [REQUEST])
-    with pytest.raises(InputError, match="the stage 'text' needs"):
-        pipeline.fill_texts(["a ball"])
-
-
-def test_many_prompts_are_read_ahead_as_many_at_a_time_as_fit(
-    weights: Path, large_text: T5Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    prompts = [f"a {'red ' * n}ball" for n in range(6)]
-    # of prompts of up to 512 tokens, 3 are expected to take 187 MB at most, and 6 of them 273 MB
-    pipeline = reading(weights, large_text, 200, tmp_path, 512)
-    assert isinstance(pipeline.text_encoder, CachedTextEncoder)
-    read: list[int] = []
-    fill = CachedTextEncoder.fill
-    monkeypatch.setattr(CachedTextEncoder, "fill", lambda self, some: read.append(len(some)) or fill(self, some))
-    pipeline.fill_texts(prompts)
-    assert read == [3, 3]
-    monkeypatch.setattr(Offloaded, "bring", lambda self: pytest.fail("weights were read"))
-    _, found, peak = texts_of(pipeline, [replace(REQUEST, prompt=prompts[-1])])
-    assert found.embeddings.any()
-    assert 2 * 16 * MB < peak < 200 * MB  # that of reading ahead
-
-
-def test_what_a_tokeniser_and_its_code_take_is_counted(large_text: T5Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = text_cost(large_text, T5Options(), torch.bfloat16)
-    assert plain.weights == 2 * (40_000 * 512 + 8 * (4 * 512 * 512 + 3 * 512 * 2048 + 32 * 8 + 2 * 512) + 512)
-    size = (large_text.tokenizer / "tokenizer.json").stat().st_size
-    assert with_layers(plain, large_text, torch.bfloat16).tokenizer == 30 * size
-    monkeypatch.setattr("vitascope.tasks.fitting.import_bytes", lambda: 10**8)
-    assert with_layers(plain, large_text, torch.bfloat16).tokenizer == 30 * size + 10**8

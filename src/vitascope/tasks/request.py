@@ -98,8 +98,8 @@ class GenerateRequest:
 
     levels: what the sampler passes through, in place of a number of steps. guidance_rescale, guidance_interval: see
     `Guidance`. stg_scale, stg_layers, stg_by: of spatio-temporal guidance, `perturbed`, `perturbed_layers` and
-    `perturbation` there. step_cache: None runs all blocks at every step. image_cond_noise_scale: of noise on known frames
-    that the model is shown, times the square of the level (`known_noise.KnownNoise`); 0 shows them as they are.
+    `perturbation` there. step_cache: None runs all blocks at every step. image_cond_noise_scale: of noise on known
+    frames that the model is shown, times the square of the level (`known_noise.KnownNoise`); 0 shows them as they are.
     """
 
     prompt: str
