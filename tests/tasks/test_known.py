@@ -108,10 +108,10 @@ def test_noise_on_known_frames_does_what_it_does_in_diffusers(
     monkeypatch.setattr(pipeline_ltx_condition, "randn_tensor", noise)
     expected = theirs(
         conditions=conditions(given), prompt="wind", negative_prompt="", width=64, height=32, num_frames=33,
-        frame_rate=25, timesteps=[1000 * level for level in LEVELS], guidance_scale=2.0, image_cond_noise_scale=0.15,
+        frame_rate=25, timesteps=[1000 * level for level in LEVELS], guidance_scale=2.0, image_cond_noise_scale=1.0,
         generator=generator(3, VIDEO), output_type="latent",
     ).frames  # fmt: skip
-    asked = replace(REQUEST, given=given, image_cond_noise_scale=0.15)
+    asked = replace(REQUEST, given=given, image_cond_noise_scale=1.0)
     out = sample(ours, [asked]).tracks[VIDEO].values
     made = start.noise.flatten()[:5] > 0
     assert count == 5 + (name == "pictures at both ends") + (name == "weak, at a level of the schedule")

@@ -22,7 +22,7 @@ from vitascope.models.offload.merged import with_updates
 from vitascope.models.offload.offloaded import IN_TURN, WHOLE, Layers, Offloaded
 from vitascope.models.offload.stores import FileStore, KeptStore, Store
 from vitascope.models.parts import close
-from vitascope.models.pretrained import import_bytes, is_unused
+from vitascope.models.pretrained import is_unused
 from vitascope.models.text.t5.encoder import PROMPTS_AT_ONCE, T5Files
 from vitascope.models.text.t5.options import T5Options
 from vitascope.models.text.t5.streamed import TABLES, open_layers
@@ -285,7 +285,7 @@ def with_layers(text: TextCost, files: T5Files, dtype: torch.dtype) -> TextCost:
     names = [file.name for file in files.tokenizer.glob("*")] if files.tokenizer.is_dir() else []
     known = [name for name in TOKENIZER_SHARES if name in names]
     size = (files.tokenizer / known[0]).stat().st_size * TOKENIZER_SHARES[known[0]] if known else 0
-    return replace(text, tokenizer=size + import_bytes(), held=cache(held))
+    return replace(text, tokenizer=size, held=cache(held))
 
 
 def text_device(text: TextCost, device: torch.device, limit: MemoryLimit) -> torch.device:

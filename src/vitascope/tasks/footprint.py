@@ -21,6 +21,7 @@ from vitascope.core.tracks import AUDIO, VIDEO, TextContext, Track
 from vitascope.diffusion.guidance import Guidance, GuidedDenoiser, Perturbation
 from vitascope.models.codecs.decoding import AS_IT_IS, Decoding, Streams, Tiles, decode_frames
 from vitascope.models.offload.offloaded import IN_TURN, WHOLE, Layers, Offloaded, WeightBytes
+from vitascope.models.pretrained import import_bytes
 from vitascope.models.text.t5.encoder import PROMPTS_AT_ONCE
 from vitascope.nn.footprint import Footprint, footprint, hollow, without_values
 from vitascope.nn.storage import Storage
@@ -42,8 +43,8 @@ TILES = (48, 32, 24, 16, 12, 8)
 class TextCost:
     """A text encoder that comes for the prompts and goes again: its weights, and the sizes that its work follows from.
 
-    tokens: most of a prompt; width, hidden, heads: of its layers. tokenizer: bytes of what turns text to tokens, and of
-    the code that is imported for it. held: its weights where they can come layer by layer, asked for when they must.
+    tokens: most of a prompt; width, hidden, heads: of its layers. tokenizer: bytes of what turns text to tokens, in the
+    same memory. held: its weights where they can come layer by layer, asked for when they must.
     """
 
     weights: int
@@ -156,7 +157,9 @@ class PipelineCosts:
                 working = max(working, held.transit_bytes())
             else:
                 weights += self._image_bytes
-            return StagePeak("text", weights, working + text.tokenizer + self._kernels)
+            # code that is imported for it once; for layers it is by now, to tell what they take
+            code = import_bytes() if text.held is not None else 0
+            return StagePeak("text", weights, working + text.tokenizer + code + self._kernels)
         if "text_encoder" in self.parts:
             return StagePeak("text", self.parts["text_encoder"].weight_bytes().total, self._kernels)
         return None
