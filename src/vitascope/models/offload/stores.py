@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vitascope.core.errors import CheckpointError, InputError
 from vitascope.nn.storage import Narrow, Storage, narrow
-from vitascope.weights.keys import KeyTable, Rename
+from vitascope.weights.keys import KeyTable, Move, Rename
 from vitascope.weights.sources import TensorSource
 from vitascope.weights.streaming import moves_into
 
@@ -42,11 +42,13 @@ class FileStore:
     def read(self, into: Mapping[str, Tensor]) -> None:
         """Raises CheckpointError for a damaged file and for weights of another shape."""
         for index in dict.fromkeys(self._by_name[name] for name in into):
-            move = self._moves[index]
-            made = move.rule.read([self.source.get(name) for name in move.theirs])
-            for name, tensor in zip(move.ours, made, strict=True):
-                if name in into:
-                    self._copy(name, tensor, into[name])
+            self._move(self._moves[index], into)  # nothing of it is held while the next one is read
+
+    def _move(self, move: Move, into: Mapping[str, Tensor]) -> None:
+        made = move.rule.read([self.source.get(name) for name in move.theirs])
+        for name, tensor in zip(move.ours, made, strict=True):
+            if name in into:
+                self._copy(name, tensor, into[name])
 
     def transit_bytes(self, names: Iterable[str]) -> int:
         """Of the tensors that one rule takes, as their files have them, and of what it makes of them."""
