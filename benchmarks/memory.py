@@ -25,7 +25,8 @@ from measure import write_results
 from torch import nn
 
 from vitascope.core.errors import InputError
-from vitascope.core.memory import held_bytes, parse_bytes, return_freed_memory
+from vitascope.core.freed_memory import return_freed_memory
+from vitascope.core.memory import held_bytes, parse_bytes
 from vitascope.core.shapes import ClipFormat
 from vitascope.core.tracks import TextContext
 from vitascope.diffusion.guidance import Guidance

@@ -50,7 +50,7 @@ class Blocks:
 
 
 def step(cache: StepCache, blocks: Blocks, x: Tensor, level: float, key: str = "cond", **more: Any) -> Tensor:
-    (out,) = cache.run(key, level, (x,), blocks.passage(x, **more))
+    (out,) = cache.run(key, lambda: level, (x,), blocks.passage(x, **more))
     assert out is not None
     return out
 
@@ -190,7 +190,7 @@ def inputs(name: str, level: float, drift: float = 0.0) -> tuple[dict[str, Track
 
 def cached(model: InBlocks, cache: StepCache, level: float, given: Any) -> dict[str, Tensor]:
     state, passage = model.enter(*given)
-    return passage.finish(cache.run("cond", level, state, passage))
+    return passage.finish(cache.run("cond", lambda: level, state, passage))
 
 
 @pytest.mark.parametrize("kind", ["first_block", "tea"])

@@ -12,8 +12,10 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_ltx import AutoencoderKLLTXVideo
 from diffusers.models.transformers.transformer_ltx import LTXVideoTransformer3DModel
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from safetensors.torch import load_file, save_file
 
 from vitascope.cli.app import main
+from vitascope.weights.sources import read_metadata
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +57,29 @@ def test_there_and_back(ltx: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     made = json.loads(capsys.readouterr().out)
     assert {Path(path).name for path in made["files"]} >= {"config.json", "model_index.json"}
     assert report_of(again, capsys)["parts"] == [{**part, "layout": "diffusers"} for part in single["parts"]]
+
+
+def test_levels_that_the_layout_has_no_place_for_are_told(
+    ltx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, distilled = tmp_path / "ltx.safetensors", tmp_path / "distilled.safetensors"
+    assert main(["convert", str(ltx), str(file), "--layout", "original"]) == 0
+    assert "note:" not in capsys.readouterr().err
+    notes = json.loads(read_metadata(file)["config"]) | {"allowed_inference_steps": [0.725, 1.0, 0.9094]}
+    save_file(load_file(file), distilled, {"config": json.dumps(notes)})
+    assert main(["convert", str(distilled), str(tmp_path / "told")]) == 0
+    told = capsys.readouterr().err
+    assert "note: the levels that the model lists (1,0.9094,0.725) and its guidance scale 1" in told
+    assert "--levels 1,0.9094,0.725 --guidance-scale 1 " in told
+    assert "timesteps=[1000, 909.4, 725]" in told
+    assert main(["convert", str(distilled), str(tmp_path / "json"), "--json"]) == 0
+    (note,) = json.loads(capsys.readouterr().out)["notes"]
+    assert f"note: {note}" in told
+    # nothing is lost in the layout that lists them, nor of a model that lists none
+    assert main(["convert", str(distilled), str(tmp_path / "same.safetensors"), "--layout", "original", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["notes"] == []
+    assert main(["convert", str(file), str(tmp_path / "plain"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["notes"] == []
 
 
 def test_what_is_told_to_people(ltx: Path, capsys: pytest.CaptureFixture[str]) -> None:

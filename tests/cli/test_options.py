@@ -31,6 +31,7 @@ def frames(path: Path) -> torch.Tensor:
 SAMPLING = [
     "--levels", "1,0.7,0.3", "--guidance-rescale", "0.5", "--guidance-interval", "0.2,0.9", "--stg-scale", "1.5",
     "--stg-layers", "0", "--stg-by", "block", "--step-cache", "first_block:0.5",
+    "--image-cond-noise-scale", "0.2",
 ]  # fmt: skip
 
 
@@ -42,7 +43,7 @@ def test_how_to_sample_arrives_in_the_recipe_and_in_the_rerun(
     assert recipe["num_inference_steps"] == 3
     assert (recipe["guidance_rescale"], recipe["guidance_interval"]) == (0.5, [0.2, 0.9])
     assert (recipe["stg_scale"], recipe["stg_layers"], recipe["stg_by"]) == (1.5, [0], "block")
-    assert recipe["step_cache"]["threshold"] == 0.5
+    assert (recipe["step_cache"]["threshold"], recipe["image_cond_noise_scale"]) == (0.5, 0.2)
     plain = made(tmp_path, tiny_model, "plain.mp4")
     assert plain["levels"] is None
     assert not torch.equal(frames(tmp_path / "one.mp4"), frames(tmp_path / "plain.mp4"))
@@ -93,12 +94,12 @@ def test_a_limit_of_memory_is_planned_for_and_measured(
         (["--memory", "12"], "such as 12GB"),
         (["--memory", "1MB"], "is too little"),
         (["--lossy"], "--lossy goes with --memory"),
+        (["--image-cond-noise-scale", "2"], "noise on known frames lies in [0, 1]"),
         (["--adain", "0.5"], "go with --upsampler"),
         (["--upsampler", "nowhere"], "nowhere"),
         (["--parallel", "ulysses"], "started by torchrun"),
         (["--parallel", "ulysses", "--memory", "1GB"], "--memory is for one process"),
         (["--parallel", "ring", "--lora", "a"], "--lora is for one process"),
-        (["--memory", "1GB", "--lora", "a"], "take no LoRA"),
         (["--shot", "nonsense"], "TIME:FILE"),
     ],
 )

@@ -8,15 +8,8 @@ import pytest
 import torch
 
 from vitascope.core.errors import InputError
-from vitascope.core.memory import (
-    PeakMemory,
-    available_bytes,
-    format_bytes,
-    parse_bytes,
-    release_freed_memory,
-    resident_bytes,
-    return_freed_memory,
-)
+from vitascope.core.freed_memory import release_freed_memory, return_freed_memory
+from vitascope.core.memory import PeakMemory, available_bytes, format_bytes, parse_bytes, resident_bytes
 
 CPU = torch.device("cpu")
 

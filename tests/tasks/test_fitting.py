@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch import nn
 
+from vitascope.caches.steps import StepCaching
 from vitascope.core.errors import CheckpointError, InputError
-from vitascope.core.memory import held_bytes, release_freed_memory
+from vitascope.core.freed_memory import release_freed_memory
+from vitascope.core.memory import held_bytes
 from vitascope.core.shapes import ClipFormat
 from vitascope.core.tracks import TextContext
 from vitascope.diffusion.guidance import Guidance
@@ -31,7 +33,7 @@ from vitascope.tasks.load import load_pipeline
 from vitascope.tasks.memory import MemoryPlan
 from vitascope.tasks.pipeline import Defaults, Pipeline
 from vitascope.tasks.preview import preview_frames
-from vitascope.tasks.request import GenerateRequest, Given, Keyframe
+from vitascope.tasks.request import GenerateRequest, Given, Keyframe, Shot
 from vitascope.weights.checkpoint import save_checkpoint
 from vitascope.weights.sources import open_source
 
@@ -88,7 +90,7 @@ def kept(pipeline: Pipeline) -> Fitted:
 
 def test_less_memory_gives_the_same_clip_and_really_is_less(weights: Path) -> None:
     made, plans = [], list[MemoryPlan]()
-    for limit_mb in (1000, 110):
+    for limit_mb in (1000, 100):
         pipeline = limited(weights, limit_mb, plans)
         made.append(generate(pipeline, REQUEST))
         kept(pipeline).release()
@@ -136,6 +138,33 @@ def test_of_many_equal_layers_a_few_tell_what_all_hold(weights: Path) -> None:
     assert three + 5 * (three - two) == whole
 
 
+def test_what_is_held_from_step_to_step_makes_the_prediction_higher(weights: Path) -> None:
+    pipeline = limited(weights, 1000)
+    parts = kept(pipeline).parts
+    plain = PipelineCosts(pipeline, parts, Clips(FORMAT)).denoise(True)
+    # tokens of both branches: 2 latent frames of 2 x 4, 512 numbers each
+    state = 2 * 2 * 8 * 512 * 4
+    for kind in ("first_block", "tea"):
+        cached = PipelineCosts(pipeline, parts, Clips(FORMAT, step_cache=kind)).denoise(True)
+        # what tells the change and what was added, of a step ago and of this one, and a state beside a layer's own
+        assert 2 * state <= cached - plain <= 6 * state
+    perturbed = PipelineCosts(pipeline, parts, Clips(FORMAT, perturbed="block", step_cache="first_block"))
+    assert perturbed.denoise(True) > PipelineCosts(pipeline, parts, Clips(FORMAT, step_cache="first_block")).denoise(
+        True
+    )
+    beside = PipelineCosts(pipeline, parts, Clips(FORMAT, beside=2)).denoise(True)
+    assert beside > plain
+    request = replace(REQUEST, step_cache=StepCaching("tea"), stg_scale=1.0, stg_layers=(2,), stg_by="block")
+    assert clips_of(pipeline, [request], True) == Clips(FORMAT, step_cache="tea", perturbed="block")
+    own = replace(pipeline.defaults, guidance=Guidance(5.0, perturbed=1.0, perturbed_layers=(1,)), keyframes="beside")
+    later = replace(pipeline, defaults=own)
+    picture = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    given = Given((Keyframe(0.0, picture), Keyframe(0.25, picture)), shots=(Shot(0.0, torch.zeros(5, 3, 8, 8)),))
+    clips = clips_of(later, [REQUEST, replace(REQUEST, given=given)], True)
+    assert clips == Clips(FORMAT, 2, encoded_frames=5, beside=1, perturbed="attention")
+    assert clips_of(later, [replace(REQUEST, stg_scale=0.0)], True).perturbed is None
+
+
 def test_a_limit_that_nothing_fits_is_refused_before_any_weight_is_read(weights: Path) -> None:
     pipeline = limited(weights, 30)
     with pytest.raises(InputError, match=r"the stage 'denoise' needs .* guidance scale of 1"):
@@ -160,6 +189,9 @@ def test_a_run_that_is_cancelled_or_fails_leaves_the_pipeline_usable(weights: Pa
 
     class Gone:
         slow = True
+
+        def transit_bytes(self, names: Any) -> int:
+            return 0
 
         def read(self, into: Any) -> None:
             raise CheckpointError("the disk is gone")

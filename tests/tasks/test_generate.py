@@ -230,6 +230,7 @@ def test_the_recipe_is_json_and_whole(pipeline: Pipeline) -> None:
         "stg_layers": [],
         "stg_by": "attention",
         "step_cache": None,
+        "image_cond_noise_scale": 0.0,
         "model": pipeline.name,
         "weights": pipeline.fingerprint,
         "precision": "fp32",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from vitascope.core.tracks import VIDEO
 from vitascope.diffusion.samplers import Step
 from vitascope.media.reading import Clip
 from vitascope.tasks.condition import known_frames
-from vitascope.tasks.generate import generate, generate_batch, sample
+from vitascope.tasks.generate import check_batch, generate, generate_batch, sample
 from vitascope.tasks.known import start_tracks
 from vitascope.tasks.long import extend, generate_any_length
 from vitascope.tasks.request import GenerateRequest, Given, Keyframe, Shot
@@ -83,6 +84,56 @@ def test_what_is_given_does_to_a_clip_what_it_does_in_diffusers(
     assert (out.values - expected).norm() / expected.norm() < 1e-4
     plain = sample(ours, [REQUEST]).tracks[VIDEO].values
     assert (plain - expected).norm() / expected.norm() > 0.01
+
+
+@pytest.mark.parametrize(
+    "name", ["a picture at the start", "pictures at both ends", "weak, at a level of the schedule"]
+)
+def test_noise_on_known_frames_does_what_it_does_in_diffusers(
+    name: str, ltx: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (theirs, ours), given = ltx["conditions"], CASES[name]
+    monkeypatch.setattr(pipeline_ltx_condition, "retrieve_latents", lambda out, generator: out.latent_dist.mode())
+    plain_noise, draw = pipeline_ltx_condition.randn_tensor, generator(3, "known")
+    start = start_tracks(ours, FORMAT, given, 3)[VIDEO]
+    count = start.values.shape[2]
+
+    def noise(shape: Any, **more: Any) -> Tensor:
+        if len(shape) == 5:
+            return plain_noise(shape, **more)
+        # tokens, of which theirs has those beside the clip first
+        ours = torch.randn(start.values.shape[1:], generator=draw)
+        return torch.cat([ours[:, 5:], ours[:, :5]], 1).flatten(1).T[None]
+
+    monkeypatch.setattr(pipeline_ltx_condition, "randn_tensor", noise)
+    expected = theirs(
+        conditions=conditions(given), prompt="wind", negative_prompt="", width=64, height=32, num_frames=33,
+        frame_rate=25, timesteps=[1000 * level for level in LEVELS], guidance_scale=2.0, image_cond_noise_scale=1.0,
+        generator=generator(3, VIDEO), output_type="latent",
+    ).frames  # fmt: skip
+    asked = replace(REQUEST, given=given, image_cond_noise_scale=1.0)
+    out = sample(ours, [asked]).tracks[VIDEO].values
+    made = start.noise.flatten()[:5] > 0
+    assert count == 5 + (name == "pictures at both ends") + (name == "weak, at a level of the schedule")
+    error = (out - expected)[:, :, made].norm() / expected[:, :, made].norm()
+    assert error < 1e-4  # fp32 sums in another order
+    # frames that are given stay as they are; theirs keep the noise of the last step
+    assert torch.equal(out[:, :, ~made], start.values[:, :, :5][:, :, ~made])
+    without = sample(ours, [replace(asked, image_cond_noise_scale=0.0)]).tracks[VIDEO].values
+    changed = float((out - without).norm() / without.norm())
+    assert (changed > 1e-3) == bool((start.noise == 0).any())
+    again = sample(ours, [replace(asked, seed=9), asked]).tracks[VIDEO].values[1:]
+    torch.testing.assert_close(again, out, rtol=1e-4, atol=1e-4)
+
+
+def test_noise_on_known_frames_is_refused_where_there_are_none(ltx: Any) -> None:
+    for scale in (-0.1, 1.5, float("nan")):
+        with pytest.raises(InputError, match=r"noise on known frames lies in \[0, 1\]"):
+            replace(REQUEST, image_cond_noise_scale=scale)
+    ours = ltx["conditions"].ours
+    denoiser = SimpleNamespace(capabilities=replace(ours.denoiser.capabilities, noise="clip"))
+    with pytest.raises(CapabilityError, match="no known frames"):
+        check_batch(replace(ours, denoiser=denoiser), [replace(REQUEST, image_cond_noise_scale=0.1)])
 
 
 def test_frames_beside_the_clip_are_never_shown(ltx: Any) -> None:

@@ -15,13 +15,20 @@ from safetensors.torch import save_file
 from torch import nn
 
 from vitascope.core.errors import CapabilityError, CheckpointError, InputError
-from vitascope.models.lora import LoraStack
+from vitascope.core.memory import held_bytes
+from vitascope.models.lora import LoraStack, updates_of
+from vitascope.models.offload.merged import with_updates
+from vitascope.models.offload.offloaded import Layers
+from vitascope.models.offload.stores import FileStore, KeptStore, same_names
+from vitascope.tasks.fitting import Fitted, MemoryLimit
 from vitascope.tasks.generate import generate
 from vitascope.tasks.load import load_pipeline
 from vitascope.tasks.long import generate_any_length
 from vitascope.tasks.lora import apply_loras, parse_lora
 from vitascope.tasks.pipeline import Pipeline
 from vitascope.tasks.request import GenerateRequest
+from vitascope.weights.lora import read_lora
+from vitascope.weights.sources import MemorySource
 
 REQUEST = GenerateRequest("a red ball bounces", seed=1, num_inference_steps=2)
 
@@ -148,3 +155,64 @@ def test_a_file_whose_name_ends_like_a_scale_is_a_file(tmp_path: Path, monkeypat
     for text in ("style:2:much", "style:2:"):
         with pytest.raises(InputError, match="the scale of style:2 must be a number"):
             parse_lora(text)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_under_a_limit_of_memory_loras_are_merged_as_weights_are_read(
+    precision: str, tiny_model: Path, file: Path
+) -> None:
+    asked = [f"{file}:0.5", f"{file}:0.25"]
+    plain = load_pipeline(str(tiny_model), "cpu", precision)
+    before = generate(plain, REQUEST).clip.frames
+    whole = apply_loras(plain, asked)
+    expected = generate(whole, REQUEST)
+    assert not torch.equal(expected.clip.frames, before)
+    limit = MemoryLimit(held_bytes(torch.device("cpu")) + 10**9)
+    bare = load_pipeline(str(tiny_model), "cpu", precision, memory=limit)
+    assert torch.equal(generate(bare, REQUEST).clip.frames, before)
+    with pytest.raises(CapabilityError, match="under a limit of memory LoRAs are merged"):
+        apply_loras(bare, asked, merged=False)
+    under = apply_loras(bare, asked)
+    assert under.fingerprint == whole.fingerprint
+    assert isinstance(under.memory, Fitted)
+    part = under.memory.parts["denoiser"]
+    assert not part.present
+    for layers in (None, Layers(0), Layers(1, prefetch=False)):
+        if layers is not None:
+            part.change(layers)
+        made = generate(under, REQUEST)
+        assert torch.equal(made.clip.frames, expected.clip.frames)
+        assert made.recipe["loras"] == expected.recipe["loras"]
+
+
+def test_a_lora_that_does_not_fit_changes_nothing_under_a_limit(
+    tiny_model: Path, own: Pipeline, tmp_path: Path
+) -> None:
+    save_file(
+        {"other.lora_A.weight": torch.ones(1, 2), "other.lora_B.weight": torch.ones(2, 1)}, tmp_path / "a.safetensors"
+    )
+    under = load_pipeline(str(tiny_model), "cpu", "fp32", memory=MemoryLimit(held_bytes(torch.device("cpu")) + 10**9))
+    with pytest.raises(CheckpointError, match="have no place there"):
+        apply_loras(under, [str(tmp_path / "a.safetensors")])
+    assert torch.equal(generate(under, REQUEST).clip.frames, generate(own, REQUEST).clip.frames)
+
+
+def test_what_merging_takes_is_counted(own: Pipeline, file: Path) -> None:
+    assert isinstance(own.denoiser, nn.Module)
+    updates = updates_of(own.denoiser, [(read_lora(file), 1.0)])
+    tensors = own.denoiser.state_dict()
+    plain = MemorySource(tensors)
+    inner = FileStore(tensors, plain, same_names(plain))
+    store = with_updates(inner, own.denoiser, updates)
+    name = next(iter(updates))
+    other = next(name for name in tensors if name not in updates)
+    assert store.transit_bytes([other]) == inner.transit_bytes([other])
+    assert store.transit_bytes([name]) == 3 * 4 * tensors[name].numel() > inner.transit_bytes([name])
+    # weights that wait in memory are changed there, once
+    kept = KeptStore.fill(inner, tensors)
+    assert with_updates(kept, own.denoiser, updates) is kept
+    read = [{name: torch.empty_like(tensors[name])} for _ in range(2)]
+    store.read(read[0])
+    kept.read(read[1])
+    assert torch.equal(read[0][name], read[1][name])
+    assert not torch.equal(read[0][name], tensors[name])

@@ -26,6 +26,7 @@ class Made:
     """A denoiser of 20 layers of 50 MB with 100 MB beside them, a codec of 300 MB."""
 
     text_mb: int = 400
+    text_layer_mb: int = 0
     layer_mb: int = 50
     exact_storages: Sequence[Storage] = ()
     decodings: Sequence[Decoding] = (
@@ -50,8 +51,15 @@ class Made:
             total += round(streamed * each * STORED[layers.storage])
         return total
 
-    def text(self) -> StagePeak | None:
-        return StagePeak("text", self.text_mb * MB, 20 * MB)
+    def text_layers(self) -> Sequence[int]:
+        return (self.text_layer_mb * MB,) * 8 if self.text_layer_mb else ()
+
+    def text(self, layers: Layers = WHOLE) -> StagePeak | None:
+        self.asked.append("text")
+        weights = self.text_mb
+        if layers != WHOLE:
+            weights = layers.group * self.text_layer_mb * (1 + layers.prefetch)
+        return StagePeak("text", weights * MB, 20 * MB)
 
     def encode(self) -> StagePeak | None:
         return None
@@ -118,7 +126,7 @@ def test_the_smallest_limit_that_is_named_is_the_smallest() -> None:
 @pytest.mark.parametrize(
     ("costs", "stage", "advice"),
     [
-        (Made(text_mb=900), "text", "a shorter prompt"),
+        (Made(text_mb=900), "text", "bf16 in place of fp32"),
         (Made(layer_mb=300), "denoise", "guidance scale of 1"),
         (Made(text_mb=0), "decode", "fewer frames"),
     ],
@@ -167,7 +175,23 @@ def test_small_layers_come_in_groups() -> None:
 def test_what_is_slow_to_find_out_is_asked_for_when_it_is_needed() -> None:
     costs = Made()
     plan(10_000, costs)
-    assert costs.asked == ["denoise", "decode"]
+    assert costs.asked == ["text", "denoise", "decode"]
+
+
+def test_a_text_encoder_comes_layer_by_layer_only_where_the_whole_does_not_fit() -> None:
+    large = {"text_mb": 4000, "text_layer_mb": 500, "decodings": [Decoding(1, Tiling(1, 0))]}
+    assert plan(4020, Made(**large)).text == WHOLE
+    for limit, layers in ((4019, Layers(0)), (1020, Layers(0)), (1019, Layers(0, prefetch=False))):
+        found = plan(limit, Made(**large))
+        assert found.text == layers
+        assert found.peak <= limit * MB
+    assert "layers of the text encoder come 1 at a time, when they are needed" in found.choices()
+    with pytest.raises(InputError, match=r"stage 'text' needs 520 MB at least \(500 MB of weights\)"):
+        plan(519, Made(**large))
+    # of small layers several come at a time
+    assert plan(310, Made(text_mb=4000, text_layer_mb=4, layer_mb=1, decodings=large["decodings"])).text.group == 8
+    with pytest.raises(InputError, match=r"stage 'text' needs 4\.02 GB"):
+        plan(1020, Made(text_mb=4000))
 
 
 def test_a_plan_is_a_short_table() -> None:

@@ -14,7 +14,7 @@ names its branches), and each has a state of its own. A cache serves one clip, o
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Literal
@@ -97,8 +97,9 @@ class StepCache:
         """Of the blocks that clips would have gone through, how many they did not; in [0, 1]."""
         return self.num_skipped / max(1, self.num_blocks)
 
-    def run(self, key: Hashable, level: float, state: State, passage: Passage) -> State:
-        """The state after all blocks, run or not. level: the highest of any cell."""
+    def run(self, key: Hashable, level: Callable[[], float], state: State, passage: Passage) -> State:
+        """The state after all blocks, run or not. level: gives the highest of any cell, asked for where it matters (a
+        GPU has to be waited for)."""
         first = self.options.kind == "first_block"
         head, tail = (passage.layers[:1], passage.layers[1:]) if first else ((), passage.layers)
         entered = state
@@ -118,12 +119,12 @@ class StepCache:
         self._kept[key] = _Kept(evidence, _minus(out, state))
         return out
 
-    def _reuse(self, kept: _Kept, evidence: State, level: float) -> bool:
+    def _reuse(self, kept: _Kept, evidence: State, level: Callable[[], float]) -> bool:
         change = relative_change(evidence, kept.evidence)
         if self.options.kind == "tea":
             kept.change += rescaled(self.options.coefficients, change)
             kept.evidence, change = evidence, kept.change
-        return self._is_open(level) and change < self.options.threshold
+        return change < self.options.threshold and self._is_open(level())
 
     def _is_open(self, level: float) -> bool:
         return bool(self._open) and self._open[-1] - ROUNDING <= level <= self._open[0] + ROUNDING

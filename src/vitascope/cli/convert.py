@@ -26,7 +26,7 @@ def convert(
     import torch
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from vitascope.tasks.convert import LAYOUTS, Target, convert_model
+    from vitascope.tasks.convert import LAYOUTS, Target, convert_model, left_out
     from vitascope.tasks.discover import discover
     from vitascope.tasks.load import model_place
 
@@ -41,7 +41,8 @@ def convert(
         made = convert_model(
             found, target, lambda what, done, total: bar.update(job, description=what, completed=done, total=total)
         )
+    notes = left_out(found, target.layout)
     if json_output:
-        print_json({"output": str(output), "files": [str(path) for path in made]})
+        print_json({"output": str(output), "files": [str(path) for path in made], "notes": notes})
     else:
-        say("\n".join(str(path) for path in made))
+        say("\n".join([*map(str, made), *(f"note: {note}" for note in notes)]))

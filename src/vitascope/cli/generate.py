@@ -69,6 +69,7 @@ def generate(
     stg_layers: Annotated[str, typer.Option(help="Layers disabled for it, counted from 0, such as 19.")] = "",
     stg_by: Annotated[str, typer.Option(help="What of them is disabled: attention or block.")] = "",
     step_cache: Annotated[str, typer.Option(help="first_block or tea, with :THRESHOLD; skips blocks.")] = "",
+    image_cond_noise_scale: Annotated[float, typer.Option(help="Noise on known frames for more motion, 0 to 1.")] = 0.0,
     upsampler: Annotated[str, typer.Option(help="Folder of a latent up-sampler: two passes (LTX-Video).")] = "",
     second_levels: Annotated[str, typer.Option(help="Levels of the second pass.")] = "",
     adain: Annotated[float, typer.Option(help="Statistics of the first pass kept by the second, 0 to 1.")] = 1.0,
@@ -90,7 +91,9 @@ def generate(
     jobs = _jobs(prompt, output, prompts, output_dir)
     _check_preview(preview)
     # What is wrong in the request itself is told before the model is read.
-    sampling = Sampling(levels, guidance_rescale, guidance_interval, stg_scale, stg_layers, stg_by, step_cache)
+    sampling = Sampling(
+        levels, guidance_rescale, guidance_interval, stg_scale, stg_layers, stg_by, step_cache, image_cond_noise_scale
+    )
     settings = GenerateRequest(
         jobs[0][0],
         negative_prompt,
@@ -131,7 +134,6 @@ def _make_all(
     job: _Job, requests: Sequence[GenerateRequest], paths: Sequence[Path], lengths: Lengths
 ) -> list[dict[str, Any]]:
     """Make and write the clips one by one; returns what was made, for --json."""
-    from vitascope.core.protocols import KeepsTexts
     from vitascope.tasks.generate import resolve
 
     pipeline, speaks = job.opened.pipeline, job.opened.speaks
@@ -140,8 +142,7 @@ def _make_all(
     given = given_of(material, job.sources.camera, fmt, pipeline.video_codec.strides.time)
     resolve(pipeline, requests[0])
     upsampler = job.second.load(pipeline)
-    if isinstance(pipeline.text_encoder, KeepsTexts):
-        pipeline.text_encoder.fill([*(request.prompt for request in requests), requests[0].negative_prompt])
+    pipeline.fill_texts([*(request.prompt for request in requests), requests[0].negative_prompt])
     made = []
     for number, (request, path) in enumerate(zip(requests, paths, strict=True), start=1):
         title = f"{number}/{len(requests)} {request.prompt}" if len(requests) > 1 else request.prompt

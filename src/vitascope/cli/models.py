@@ -43,8 +43,6 @@ class ModelChoice:
         for name, value in (("--memory", self.memory), ("--lora", self.loras)):
             if self.parallel and value:
                 raise CapabilityError(f"{name} is for one process: leave out --parallel")
-        if self.memory and self.loras:
-            raise CapabilityError("weights that come and go take no LoRA: leave out --memory or --lora")
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,8 @@ class Opened:
 @contextmanager
 def open_model(choice: ModelChoice) -> Iterator[Opened]:
     """The model that was chosen, for as long as the block lasts. Raises what loading raises."""
-    from vitascope.core.memory import parse_bytes, return_freed_memory
+    from vitascope.core.freed_memory import return_freed_memory
+    from vitascope.core.memory import parse_bytes
     from vitascope.models.text.cache import user_cache_folder
     from vitascope.tasks.fitting import MemoryLimit
     from vitascope.tasks.load import load_pipeline

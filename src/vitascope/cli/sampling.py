@@ -28,6 +28,7 @@ class Sampling:
     stg_layers: str = ""
     stg_by: str = ""
     step_cache: str = ""
+    image_cond_noise_scale: float = 0.0
 
     def fields(self) -> dict[str, Any]:
         """Of a `GenerateRequest`. Raises InputError for texts that cannot be read."""
@@ -42,6 +43,7 @@ class Sampling:
             "stg_layers": _layers(self.stg_layers) if self.stg_layers else None,
             "stg_by": self.stg_by or None,
             "step_cache": StepCaching.parse(self.step_cache) if self.step_cache else None,
+            "image_cond_noise_scale": self.image_cond_noise_scale,
         }
 
 

@@ -87,21 +87,15 @@ def read_material(sources: Sources, sample_rate_hz: int) -> Material:
 
 def parse_keyframe(text: str) -> tuple[float, str, float]:
     """TIME:FILE[:STRENGTH] to its parts; colons inside FILE are kept. Raises InputError."""
+    from vitascope.tasks.request import is_number
+
     time, _, rest = text.partition(":")
     path, _, strength = rest.rpartition(":")
-    if not path or not _is_number(strength):
+    if not path or not is_number(strength):
         path, strength = rest, "1"
-    if not _is_number(time) or not path:
+    if not is_number(time) or not path:
         raise InputError(f"keyframe {text!r} is not TIME:FILE[:STRENGTH], for example 1.0:ball.png:0.8")
     return float(time), path, float(strength)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def clip_format(pipeline: Pipeline, lengths: Lengths, material: Material) -> ClipFormat:

@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from vitascope.cli.memory import keep_freed_memory
 from vitascope.core.errors import InputError
+from vitascope.core.freed_memory import keep_freed_memory
 from vitascope.training.loop import Progress, RunOptions, RunResult, newest_step, run
 from vitascope.training.recipe import read_recipe
 from vitascope.training.stage import stage_kind

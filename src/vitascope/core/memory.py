@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
-import ctypes.util
 import os
 import re
-import sys
 import threading
 from types import TracebackType
 
@@ -17,9 +14,6 @@ from vitascope.core.errors import InputError
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _AMOUNT = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]+)\s*", re.IGNORECASE)
 _PERIOD_S = 0.002
-# Numbers of glibc's malloc.h.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_LARGE_BYTES = 1 << 20
 
 
 def parse_bytes(text: str) -> int:
@@ -127,33 +121,3 @@ def _counted_bytes() -> int:
     with open("/proc/self/status", encoding="ascii") as file:
         found = dict(re.findall(r"(\w+):\s+(\d+) kB", file.read()))
     return 1024 * (int(found["VmHWM"]) - int(found["RssFile"]) - int(found["RssShmem"]))
-
-
-def return_freed_memory() -> bool:
-    """Let every large tensor go back to the system when it is freed; True where the C library (glibc) could be told.
-
-    By default glibc keeps what was freed, of up to 32 MB each, to hand it out again: what a process holds then says
-    little about what it uses. Slower by the clearing of fresh pages, so for runs that have a limit to keep.
-    """
-    library = _glibc()
-    if library is None:
-        return False
-    told = [library.mallopt(option, _LARGE_BYTES) for option in (_MMAP_THRESHOLD, _TRIM_THRESHOLD)]
-    return all(told)
-
-
-def release_freed_memory() -> None:
-    """Give back at once what the C library (glibc) holds of freed memory."""
-    library = _glibc()
-    if library is not None:
-        library.malloc_trim(0)
-
-
-def _glibc() -> ctypes.CDLL | None:
-    if sys.platform != "linux":
-        return None
-    try:
-        library = ctypes.CDLL(ctypes.util.find_library("c"))
-        return library if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None
-    except (OSError, TypeError):
-        return None

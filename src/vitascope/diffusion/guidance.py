@@ -195,7 +195,7 @@ class GuidedDenoiser:
             passage = disable(passage, self.guidance.perturbed_layers, self.guidance.perturbation)
         if self.steps is not None:
             key = tuple(branch.name for branch in branches)
-            return passage.finish(self.steps.run(key, _highest(batch), state, passage))
+            return passage.finish(self.steps.run(key, lambda: _highest(batch), state, passage))
         return passage.run(state)
 
     def _told(self, batch: dict[str, Track]) -> dict[str, Track]:

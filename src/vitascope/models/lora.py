@@ -9,7 +9,7 @@ pays for them.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -68,12 +68,9 @@ class LoraStack:
         both cases. Raises CheckpointError for a LoRA that does not fit, InputError for a scale that is no number,
         CapabilityError for weights that cannot be added to; the model is then as it was.
         """
-        by_name: dict[str, list[Scaled]] = {}
-        for lora, scale in loras:
-            if not isfinite(scale):
-                raise InputError(f"the scale of a LoRA must be a number, got {scale} for {lora.label}")
-            for part in self._fit(lora):
-                by_name.setdefault(part.name, []).append(Scaled(part, scale))
+        if loras:
+            self._layouts = self._layouts or layouts_of(self._model)
+        by_name = updates_of(self._model, loras, self._layouts)
         tensors = self._tensors(by_name)
         self.remove()
         try:
@@ -102,11 +99,6 @@ class LoraStack:
         self._replaced.clear()
         self._kept.clear()
 
-    def _fit(self, lora: Lora) -> list[Part]:
-        self._layouts = self._layouts or layouts_of(self._model)
-        family = family_of(self._model)
-        return fit(lora, self._layouts, f"this model of the family {family}", lambda lora, n: _hint(lora, n, family))
-
     def _tensors(self, names: Iterable[str]) -> dict[str, Tensor]:
         """All tensors of the model; those of these names must be such that something can be added to them."""
         tensors = self._model.state_dict(keep_vars=True)
@@ -127,13 +119,7 @@ class LoraStack:
             self._kept[name] = tensor.detach().to("cpu", copy=True)
         else:
             self._fixed = True
-        with torch.no_grad(), torch.autocast(tensor.device.type, enabled=False):
-            total = tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
-            for scaled in parts:
-                rows = scaled.part.rows
-                rows = rows if isinstance(rows, slice) else rows.to(total.device)
-                total[rows] += scaled.scale * scaled.part.update.delta(total.device)
-            tensor.copy_(total)
+        merge_into(tensor, parts)
 
     def _stand_beside(self, name: str, parts: Sequence[Scaled]) -> None:
         if not parts:
@@ -152,6 +138,35 @@ class LoraStack:
     def _put(self, layer: str, linear: nn.Linear) -> None:
         parent, _, leaf = layer.rpartition(".")
         setattr(self._model.get_submodule(parent), leaf, linear)
+
+
+def merge_into(tensor: Tensor, parts: Sequence[Scaled]) -> None:
+    """Add updates to a weight in place: summed up in fp32, rounded once."""
+    with torch.no_grad(), torch.autocast(tensor.device.type, enabled=False):
+        total = tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
+        for scaled in parts:
+            rows = scaled.part.rows
+            rows = rows if isinstance(rows, slice) else rows.to(total.device)
+            total[rows] += scaled.scale * scaled.part.update.delta(total.device)
+        tensor.copy_(total)
+
+
+def updates_of(
+    model: nn.Module, loras: Sequence[tuple[Lora, float]], layouts: Mapping[str, Layout] | None = None
+) -> dict[str, list[Scaled]]:
+    """What LoRAs, each times its scale, add to the weights of a model, by our names. layouts: `layouts_of(model)`.
+
+    Raises CheckpointError for a LoRA that does not fit, InputError for a scale that is no number.
+    """
+    by_name: dict[str, list[Scaled]] = {}
+    family, layouts = family_of(model), layouts or (layouts_of(model) if loras else {})
+    for lora, scale in loras:
+        if not isfinite(scale):
+            raise InputError(f"the scale of a LoRA must be a number, got {scale} for {lora.label}")
+        what = f"this model of the family {family}"
+        for part in fit(lora, layouts, what, lambda lora, n: _hint(lora, n, family)):
+            by_name.setdefault(part.name, []).append(Scaled(part, scale))
+    return by_name
 
 
 def family_of(model: nn.Module) -> str:

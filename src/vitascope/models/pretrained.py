@@ -7,6 +7,7 @@ dependency, imported when a model is loaded.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -25,6 +26,9 @@ from vitascope.weights.sources import open_source
 _WHAT_LOADING_RAISES = (OSError, ValueError, RuntimeError, LookupError, TypeError, ImportError, SafetensorError)
 _UNUSED = re.compile(r"decoder\.|lm_head\.|visual_projection\.|.*\.position_ids$")
 """Weights that lie beside an encoder's in checkpoints of the whole model, and that an encoder has no use for."""
+
+_IMPORT_BYTES = 290 << 20
+"""Measured with transformers 5: its modules, and those of an encoder."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,17 @@ def transformers(purpose: str) -> Any:
         ) from error
 
 
+def import_bytes() -> int:
+    """What `transformers` takes of the machine's memory when a model is loaded for the first time; 0 after it."""
+    known = any(name.startswith("transformers.models.") and ".modeling_" in name for name in sys.modules)
+    return 0 if known else _IMPORT_BYTES
+
+
+def is_unused(name: str) -> bool:
+    """Whether a weight of a checkpoint of the whole model is none of its encoder's."""
+    return _UNUSED.match(name) is not None
+
+
 def check_quantise(quantise: str | None, device: torch.device | str) -> None:
     """Raise InputError for a name that is not known, CapabilityError where a package or GPU it needs is missing."""
     if quantise is None:
@@ -86,6 +101,15 @@ def check_quantise(quantise: str | None, device: torch.device | str) -> None:
     for package in quantiser.packages:
         if find_spec(package) is None:
             raise CapabilityError(f"quantise {quantise!r} needs the package {package}: pip install {package}")
+
+
+def encoder_class(folder: Path, classes: Mapping[str, str]) -> Any:
+    """The class in `transformers` of the model in a folder, of those in `classes` by the `model_type` of config.json.
+    Raises CheckpointError for another model, CapabilityError without the package."""
+    kind = str(read_object(folder / "config.json").get("model_type"))
+    if kind not in classes:
+        raise CheckpointError(f"{folder} holds a model of type {kind!r}; valid types: {', '.join(classes)}")
+    return getattr(transformers(f"models of type {kind!r}"), classes[kind])
 
 
 def load_pretrained(
@@ -103,11 +127,8 @@ def load_pretrained(
     """
     folder = Path(folder)
     check_quantise(quantise, device)
-    kind = str(read_object(folder / "config.json").get("model_type"))
-    if kind not in classes:
-        raise CheckpointError(f"{folder} holds a model of type {kind!r}; valid types: {', '.join(classes)}")
+    cls = encoder_class(folder, classes)
     open_source(folder)  # says in one line which shard is missing, and that there is no other format
-    cls = getattr(transformers(f"models of type {kind!r}"), classes[kind])
     settings: dict[str, Any] = {}
     if quantise is not None:
         settings = {"quantization_config": QUANTISERS[quantise].setting(dtype), "device_map": {"": str(device)}}
@@ -130,7 +151,7 @@ def load_pretrained(
 
 def _check_report(folder: Path, report: Mapping[str, Any]) -> None:
     """Raise CheckpointError for weights that were missing, left over or of another shape."""
-    left_over = [name for name in report.get("unexpected_keys", ()) if not _UNUSED.match(name)]
+    left_over = [name for name in report.get("unexpected_keys", ()) if not is_unused(name)]
     mis_shaped = [str(key[0]) if isinstance(key, tuple) else str(key) for key in report.get("mismatched_keys", ())]
     for what, names in (
         ("missing", sorted(report.get("missing_keys", ()))),

@@ -24,7 +24,7 @@ from vitascope.models.published import PUBLISHED
 from vitascope.models.text.t5.original import load_original as load_text_encoder
 from vitascope.tasks.discover import CODEC, DENOISER, IMAGE, INDEX, TEXT, Found
 from vitascope.tasks.published import FOLDERS, PIPELINES, WAN_TOKENIZER
-from vitascope.tasks.schedulers import write_ltx_scheduler, write_scheduler
+from vitascope.tasks.schedulers import lost_in_diffusers, write_ltx_scheduler, write_scheduler
 from vitascope.weights.converted import MAX_SHARD_BYTES, Converted, Rounded, write_sharded
 from vitascope.weights.foreign import read_object
 from vitascope.weights.sources import TensorSource, Under, open_source
@@ -71,6 +71,11 @@ def convert_model(found: Found, target: Target, report: Report = lambda what, do
         path for role, part in found.parts.items() for path in _write_folder(part, target.path / role, target, report)
     ]
     return [*made, *_write_beside(found, target.path), *_write_index(found, target.path)]
+
+
+def left_out(found: Found, layout: Layout) -> list[str]:
+    """What a model loses where it is written in a layout, in words for people."""
+    return lost_in_diffusers(found) if layout == "diffusers" else []
 
 
 def _seen_in(part: Part, layout: Layout, dtype: torch.dtype | None) -> TensorSource:

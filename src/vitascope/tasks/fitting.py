@@ -5,30 +5,42 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from vitascope.core.errors import InputError
-from vitascope.core.memory import PeakMemory, available_bytes, format_bytes, held_bytes, release_freed_memory
-from vitascope.core.protocols import ImageEncoder
-from vitascope.models.offload.offloaded import IN_TURN, WHOLE, Offloaded
+from vitascope.core.freed_memory import release_freed_memory
+from vitascope.core.memory import PeakMemory, available_bytes, format_bytes, held_bytes
+from vitascope.core.protocols import ImageEncoder, KeepsTexts, TextEncoder
+from vitascope.models.lora import updates_of
+from vitascope.models.offload.merged import with_updates
+from vitascope.models.offload.offloaded import IN_TURN, WHOLE, Layers, Offloaded
 from vitascope.models.offload.stores import FileStore, KeptStore, Store
 from vitascope.models.parts import close
-from vitascope.models.text.t5.encoder import T5Files
+from vitascope.models.pretrained import is_unused
+from vitascope.models.text.t5.encoder import PROMPTS_AT_ONCE, T5Files
 from vitascope.models.text.t5.options import T5Options
+from vitascope.models.text.t5.streamed import TABLES, open_layers
 from vitascope.nn.storage import Storage
 from vitascope.tasks.footprint import Clips, PipelineCosts, TextCost
-from vitascope.tasks.memory import MemoryPlan, MemoryUse, choose_plan
+from vitascope.tasks.known import num_beside
+from vitascope.tasks.memory import MemoryPlan, MemoryUse, StagePeak, check_fits, choose_plan, choose_text
 from vitascope.tasks.pipeline import Pipeline
 from vitascope.tasks.request import GenerateRequest
+from vitascope.weights.lora import Lora
 from vitascope.weights.sources import open_source
 
+T = TypeVar("T")
 SETTLED_BYTES = 4 << 20
 """A process that grows by less while nothing is made in it has come to rest."""
+TOKENIZER_SHARES = {"tokenizer.json": 30, "spiece.model": 100}
+"""What a tokeniser takes in memory, as times of its file, whichever of them is there first: of 32 thousand and 256
+thousand words, 61 MB and 438 MB were measured with tokenizer.json of 2.05 MB and 16.5 MB."""
 HOST_SHARE = 0.7
 """Of the machine's free memory that may hold weights on their way to a GPU; what is larger stays in its files."""
 
@@ -49,7 +61,8 @@ class Fitted:
     """`tasks.pipeline.Residence` that keeps a limit: plans for what is asked for, and moves parts as planned.
 
     parts: the models whose weights come and go, by their field of the pipeline. text: of an encoder that comes and goes
-    by itself. One clip, or batch of clips, is made at a time. Raises InputError for a limit that is used up already.
+    by itself; open_text: that encoder, with its layers where they are given to be. One clip, or batch of clips, is made
+    at a time. Raises InputError for a limit that is used up already.
     """
 
     def __init__(
@@ -60,13 +73,16 @@ class Fitted:
         text: TextCost | None = None,
         image_bytes: int = 0,
         exact_storages: Sequence[Storage] = (),
+        open_text: Callable[[Layers], TextEncoder] | None = None,
     ) -> None:
         self.parts, self.device, self.limit = dict(parts), device, limit
         self._text, self._image_bytes, self._exact_storages = text, image_bytes, exact_storages
+        self._open_text = open_text
         self._plans: dict[Clips, MemoryPlan] = {}
         self._working: list[str] = []
         self._start = held_bytes(device)
         self._measured: dict[str, int] = {}
+        self._ahead: dict[str, int] = {}
         self._plan: MemoryPlan | None = None
         if self.room <= 0:
             before = format_bytes(self._start)
@@ -86,8 +102,10 @@ class Fitted:
         """The pipeline as it should make these clips. Raises InputError where no plan keeps the limit."""
         clips = clips_of(pipeline, requests, guided)
         if clips not in self._plans:
-            costs = PipelineCosts(pipeline, self.parts, clips, self._text, self._image_bytes, self._exact_storages)
-            self._plans[clips] = self._choose(costs)
+            costs = self._costs(pipeline, clips)
+            self._plans[clips] = self._settled(
+                lambda room: choose_plan(costs, room, taken=self._start, lossy=self.limit.lossy)
+            )
         plan = self._plans[clips]
         if plan is not self._plan:
             self.limit.on_plan(plan)
@@ -95,20 +113,62 @@ class Fitted:
                 part.change(plan.denoising.layers if name == "denoiser" else WHOLE if plan.together else IN_TURN)
                 if plan.together:
                     part.bring()
-        self._plan, self._measured = plan, {}
+        self._plan, self._measured, self._ahead = plan, self._ahead, {}
         most = None if plan.denoising.branches_together else len(requests)
-        return replace(pipeline, decoding=plan.decoding, max_clips=most)
+        text = self._encoder(pipeline, plan.text)
+        return replace(pipeline, text_encoder=text, decoding=plan.decoding, max_clips=most)
 
-    def _choose(self, costs: PipelineCosts) -> MemoryPlan:
-        """The plan; what finding it out has left behind in the process is not the models' to use."""
+    def fill(self, pipeline: Pipeline, prompts: Sequence[str]) -> None:
+        """See to it that a text encoder which keeps what it made knows all these prompts, as many at a time as fit.
+        Raises InputError where not even one does."""
+        if not isinstance(pipeline.text_encoder, KeepsTexts):
+            return
+        count, step = min(len(prompts), PROMPTS_AT_ONCE), len(prompts)
+        layers, stage = self._text_of(pipeline, count)
+        while stage is not None and stage.total > self.room and count > 1:
+            count = step = count // 2
+            layers, stage = self._text_of(pipeline, count)
+        if stage is not None:
+            check_fits(stage, self.room, self._start)
+        encoder = self._encoder(pipeline, layers)
+        assert isinstance(encoder, KeepsTexts)
+        with self.at_work("text_encoder", "text"):
+            for start in range(0, len(prompts), step):
+                encoder.fill(prompts[start : start + step])
+        self._ahead = {"text": self._measured.pop("text", 0)}
+
+    def merge(self, loras: Sequence[tuple[Lora, float]]) -> None:
+        """Merge LoRAs, each times its scale, into the denoiser's weights when they are read, for good. Raises
+        CheckpointError for one that does not fit, and changes nothing then."""
+        part = self.parts["denoiser"]
+        updates = updates_of(part.module, loras)
+        part.away()
+        part.store = with_updates(part.store, part.module, updates)
+        self._exact_storages = ()  # the sums are no numbers of bf16 any more
+        self._plans.clear()
+        self._plan = None
+
+    def _text_of(self, pipeline: Pipeline, count: int) -> tuple[Layers, StagePeak | None]:
+        costs = self._costs(pipeline, Clips(pipeline.defaults.clip, count, guided=False))
+        return self._settled(lambda room: choose_text(costs, room))
+
+    def _encoder(self, pipeline: Pipeline, layers: Layers) -> TextEncoder:
+        return pipeline.text_encoder if layers == WHOLE or self._open_text is None else self._open_text(layers)
+
+    def _costs(self, pipeline: Pipeline, clips: Clips) -> PipelineCosts:
+        return PipelineCosts(pipeline, self.parts, clips, self._text, self._image_bytes, self._exact_storages)
+
+    def _settled(self, choose: Callable[[int], T]) -> T:
+        """What is chosen for the room there is; what finding it out has left behind in the process is not the models'
+        to use."""
         while True:
             before = self.room
-            plan = choose_plan(costs, before, taken=self._start, lossy=self.limit.lossy)
+            chosen = choose(before)
             if not any(part.present for part in self.parts.values()):
                 release_freed_memory()
                 self._start = max(self._start, held_bytes(self.device))
             if self.room >= before - SETTLED_BYTES:
-                return plan
+                return chosen
 
     @contextmanager
     def at_work(self, part: str, stage: str) -> Iterator[None]:
@@ -152,8 +212,9 @@ class OnDemand:
 
 def clips_of(pipeline: Pipeline, requests: Sequence[GenerateRequest], guided: bool) -> Clips:
     """What of some requests says how much memory they take."""
-    first = requests[0]
+    first, own = requests[0], pipeline.defaults.guidance
     stride, frames = pipeline.video_codec.strides.time, 0
+    perturbed = own.perturbed if first.stg_scale is None else first.stg_scale
     for given in (request.given for request in requests):
         if given.video is not None or pipeline.denoiser.capabilities.condition_channels:
             frames = first.format.num_frames
@@ -161,7 +222,17 @@ def clips_of(pipeline: Pipeline, requests: Sequence[GenerateRequest], guided: bo
             frames = max(frames, len(given.past))
         elif given.keyframes:
             frames = max(frames, 1 + stride)
-    return Clips(first.format, len(requests), guided, first.given.camera is not None, frames)
+        frames = max(frames, *(len(shot.frames) for shot in given.shots), 0)
+    return Clips(
+        first.format,
+        len(requests),
+        guided,
+        first.given.camera is not None,
+        frames,
+        max(num_beside(pipeline, first.format, request.given) for request in requests),
+        None if first.step_cache is None else first.step_cache.kind,
+        (first.stg_by or own.perturbation) if perturbed else None,
+    )
 
 
 def fit_parts(pipeline: Pipeline, stores: Mapping[str, FileStore], limit: MemoryLimit, **more: Any) -> Pipeline:
@@ -180,8 +251,9 @@ def fit_published(
     stores: Mapping[str, FileStore],
     options: T5Options,
     limit: MemoryLimit,
+    open_text: Callable[[Layers], TextEncoder],
 ) -> Pipeline:
-    """`fit_parts` of a public model, with what its encoders of texts and pictures take."""
+    """`fit_parts` of a public model, with what its encoders of texts and pictures take. open_text: `Fitted`."""
     exact: tuple[Storage, ...] = ()
     source = stores["denoiser"].source
     if pipeline.precision == torch.float32:
@@ -191,14 +263,29 @@ def fit_published(
     image = 4 * _num_values(pictures) if pipeline.image_encoder is not None and pictures.is_dir() else 0
     text = text_cost(texts, options, pipeline.precision)
     if text_device(text, pipeline.device, limit) != pipeline.device:
-        text = replace(text, weights=0, width=0, hidden=0, heads=0)  # nothing of it is on the device
-    return fit_parts(pipeline, stores, limit, text=text, image_bytes=image, exact_storages=exact)
+        text = TextCost(0, text.tokens, 0, 0, 0)  # nothing of it is on the device
+    elif pipeline.device.type == "cpu":
+        text = with_layers(text, texts, pipeline.precision)
+    more: dict[str, Any] = {"image_bytes": image, "exact_storages": exact, "open_text": open_text}
+    return fit_parts(pipeline, stores, limit, text=text, **more)
 
 
 def text_cost(files: T5Files, options: T5Options, dtype: torch.dtype) -> TextCost:
     """Of a T5 encoder."""
     width, hidden, heads = files.sizes
     return TextCost(_num_values(files.encoder) * dtype.itemsize, options.max_tokens, width, hidden, heads)
+
+
+def with_layers(text: TextCost, files: T5Files, dtype: torch.dtype) -> TextCost:
+    """The cost of an encoder whose layers may come from its files on a CPU, in whose memory its tokeniser is too."""
+
+    def held() -> Offloaded:
+        return open_layers(files.encoder, dtype=dtype, allow_pickle=files.allow_pickle)
+
+    names = [file.name for file in files.tokenizer.glob("*")] if files.tokenizer.is_dir() else []
+    known = [name for name in TOKENIZER_SHARES if name in names]
+    size = (files.tokenizer / known[0]).stat().st_size * TOKENIZER_SHARES[known[0]] if known else 0
+    return replace(text, tokenizer=size, held=cache(held))
 
 
 def text_device(text: TextCost, device: torch.device, limit: MemoryLimit) -> torch.device:
@@ -210,7 +297,9 @@ def text_device(text: TextCost, device: torch.device, limit: MemoryLimit) -> tor
 def _num_values(place: Path) -> int:
     """Numbers in the weights of an encoder, without those of a decoder beside it."""
     source = open_source(place, allow_pickle=True)  # a file of the authors was allowed when it was found
-    names = [name for name in source.names() if not name.startswith(("decoder.", "lm_head."))]
+    names = [name for name in source.names() if not is_unused(name)]
+    if set(TABLES) <= set(names):
+        names.remove(TABLES[1])  # the same once more
     num_values = sum(prod(source.info(name).shape) for name in names)
     close(source)
     return num_values

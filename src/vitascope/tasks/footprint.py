@@ -4,7 +4,7 @@ tensors without values (`nn.footprint`). No weights are needed for it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -15,11 +15,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from vitascope.caches.steps import Kind, StepCache, StepCaching
 from vitascope.core.shapes import ClipFormat, latent_frames, num_audio_latents
 from vitascope.core.tracks import AUDIO, VIDEO, TextContext, Track
-from vitascope.diffusion.guidance import Guidance, GuidedDenoiser
+from vitascope.diffusion.guidance import Guidance, GuidedDenoiser, Perturbation
 from vitascope.models.codecs.decoding import AS_IT_IS, Decoding, Streams, Tiles, decode_frames
-from vitascope.models.offload.offloaded import IN_TURN, Layers, Offloaded, WeightBytes
+from vitascope.models.offload.offloaded import IN_TURN, WHOLE, Layers, Offloaded, WeightBytes
+from vitascope.models.pretrained import import_bytes
+from vitascope.models.text.t5.encoder import PROMPTS_AT_ONCE
 from vitascope.nn.footprint import Footprint, footprint, hollow, without_values
 from vitascope.nn.storage import Storage
 from vitascope.nn.tiling import Tiling
@@ -40,7 +43,8 @@ TILES = (48, 32, 24, 16, 12, 8)
 class TextCost:
     """A text encoder that comes for the prompts and goes again: its weights, and the sizes that its work follows from.
 
-    tokens: most of a prompt; width, hidden, heads: of its layers.
+    tokens: most of a prompt; width, hidden, heads: of its layers. tokenizer: bytes of what turns text to tokens, in the
+    same memory. held: its weights where they can come layer by layer, asked for when they must.
     """
 
     weights: int
@@ -48,6 +52,8 @@ class TextCost:
     width: int
     hidden: int
     heads: int
+    tokenizer: int = 0
+    held: Callable[[], Offloaded] | None = None
 
     def working(self, num_prompts: int, bytes_each: int) -> int:
         """Alive at once in a layer: the states and a normalised copy, queries, keys and values, the gated units of the
@@ -62,7 +68,9 @@ class TextCost:
 class Clips:
     """What is made: clips of one format, and what of it follows from the request.
 
-    guided: with an unconditional half. encoded_frames: frames that the codec reads at a time, 0 for none.
+    guided: with an unconditional half. encoded_frames: frames that the codec reads at a time, 0 for none. beside:
+    latent frames that stand beside those of the clip. step_cache: the kind of one, if there is one. perturbed: how
+    layers are disabled for a branch of guidance, if there is such a branch.
     """
 
     format: ClipFormat
@@ -70,6 +78,19 @@ class Clips:
     guided: bool = True
     camera: bool = False
     encoded_frames: int = 0
+    beside: int = 0
+    step_cache: Kind | None = None
+    perturbed: Perturbation | None = None
+
+
+class _Anew(StepCache):
+    """A step cache that runs all blocks every time: what it holds can be counted without knowing a value."""
+
+    def __init__(self, kind: Kind) -> None:
+        super().__init__(StepCaching(kind), ())
+
+    def _reuse(self, kept: object, evidence: object, level: object) -> bool:
+        return False
 
 
 class PipelineCosts:
@@ -117,12 +138,28 @@ class PipelineCosts:
         """Of the denoiser's weights, with layers kept that way."""
         return self.parts["denoiser"].device_bytes(layers)
 
-    def _text_stage(self) -> StagePeak | None:
+    def text_layers(self) -> Sequence[int]:
+        """Bytes of the text encoder's layers; none where they cannot come one by one."""
+        text = self._text
+        return () if text is None or text.held is None else text.held().weight_bytes().layers
+
+    def _text_stage(self, layers: Layers = WHOLE) -> StagePeak | None:
         prompts = self.clips.count * (1 + self.clips.guided)
-        bytes_each = self.pipeline.precision.itemsize
-        if self._text is not None:
-            working = self._text.working(prompts, bytes_each)
-            return StagePeak("text", self._text.weights + self._image_bytes, working + self._kernels)
+        bytes_each, text = self.pipeline.precision.itemsize, self._text
+        if text is not None:
+            weights, working = text.weights, text.working(min(prompts, PROMPTS_AT_ONCE), bytes_each)
+            if layers != WHOLE:
+                assert text.held is not None
+                held = text.held()
+                # the encoder of pictures comes when all layers are gone
+                weights = max(held.device_bytes(layers), self._image_bytes)
+                # a weight on its way from its file, while nothing is worked out
+                working = max(working, held.transit_bytes())
+            else:
+                weights += self._image_bytes
+            # code that is imported for it once; for layers it is by now, to tell what they take
+            code = import_bytes() if text.held is not None else 0
+            return StagePeak("text", weights, working + text.tokenizer + code + self._kernels)
         if "text_encoder" in self.parts:
             return StagePeak("text", self.parts["text_encoder"].weight_bytes().total, self._kernels)
         return None
@@ -155,6 +192,9 @@ class PipelineCosts:
         own, clips = self.pipeline.defaults.guidance, self.clips
         # how strongly does not matter, and that it may be for a part of the steps only neither
         guidance = Guidance(2.0 if clips.guided else 1.0, cross_modal=own.cross_modal, rescale=own.rescale)
+        if clips.perturbed is not None:
+            # which layer does not matter either: all are alike
+            guidance = replace(guidance, perturbed=1.0, perturbed_layers=(0,), perturbation=clips.perturbed)
         with without_values(), self._precision():
             denoiser: Any = self._bare(self.pipeline.denoiser, config)
             tracks, texts = self._tracks("cpu"), [self._words() for _ in range(1 + clips.guided)]
@@ -163,10 +203,13 @@ class PipelineCosts:
 
             def run() -> object:
                 ready = [prepare(text) for text in texts]
-                most = None if together else clips.count
+                steps = None if clips.step_cache is None else _Anew(clips.step_cache)
                 call = GuidedDenoiser(
-                    denoiser, self.pipeline.path, ready[0], ready[-1], guidance, camera=camera, max_clips=most
-                )
+                    denoiser, self.pipeline.path, ready[0], ready[-1], guidance, camera=camera,
+                    max_clips=None if together else clips.count, steps=steps,
+                )  # fmt: skip
+                if steps is not None:
+                    call(tracks)  # while blocks run, what they added a step ago is still held
                 return ready, call(tracks)
 
             return footprint(run)
@@ -215,7 +258,7 @@ class PipelineCosts:
         """The tracks as `known.start_tracks` gives them: a level for each latent frame."""
         pipeline, fmt, count = self.pipeline, self.clips.format, self.clips.count
         codec, audio = pipeline.video_codec, pipeline.audio_codec
-        frames = latent_frames(fmt.num_frames, codec.strides.time)
+        frames = latent_frames(fmt.num_frames, codec.strides.time) + self.clips.beside
         grid = (frames, fmt.height_px // codec.strides.height, fmt.width_px // codec.strides.width)
         made = partial(torch.empty, device=device)
         extra = pipeline.denoiser.capabilities.condition_channels

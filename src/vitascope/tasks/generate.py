@@ -29,6 +29,7 @@ from vitascope.media.reading import Clip
 from vitascope.models.codecs.decoding import decode_frames
 from vitascope.tasks.condition import image_tokens
 from vitascope.tasks.known import start_tracks
+from vitascope.tasks.known_noise import KnownNoise
 from vitascope.tasks.memory import MemoryUse
 from vitascope.tasks.pipeline import PRECISIONS, Pipeline
 from vitascope.tasks.request import SETTINGS, GenerateRequest
@@ -130,6 +131,8 @@ def check_batch(pipeline: Pipeline, requests: Sequence[GenerateRequest]) -> Gene
     pipeline.check_tracks()
     for request in requests:
         _check_camera(pipeline, request)
+    if first.image_cond_noise_scale and pipeline.denoiser.capabilities.noise == "clip":
+        raise CapabilityError(f"{pipeline.name} takes one noise level a clip: it has no known frames to add noise to")
     return first
 
 
@@ -284,10 +287,14 @@ def _run(
     requests: Sequence[GenerateRequest],
     report: Report,
 ) -> dict[str, Track]:
-    sampler = sampler_named(resolve(pipeline, requests[0]).sampler or "")
+    first = resolve(pipeline, requests[0])
+    sampler, call = sampler_named(first.sampler or ""), denoise
+    if first.image_cond_noise_scale:
+        own = [generator(request.seed, "known") for request in requests]
+        call = KnownNoise(denoise, first.image_cond_noise_scale, own)
     draw = [generator(request.seed, "sampler") for request in requests]
     with _precision(pipeline), pipeline.at_work("denoiser", "denoise"):
-        for step in sampler(denoise, tracks, levels, path=pipeline.path, generator=draw):
+        for step in sampler(call, tracks, levels, path=pipeline.path, generator=draw):
             report(step)
             tracks = step.tracks
     return tracks

@@ -187,6 +187,15 @@ def beside_cells(
     ]
 
 
+def num_beside(pipeline: Pipeline, fmt: ClipFormat, given: Given) -> int:
+    """How many latent frames `beside_cells` gives. Raises InputError for what lies after the last frame."""
+    if pipeline.defaults.keyframes != "beside":
+        return 0
+    keyframes = [keyframe for keyframe in given.keyframes if _frame(fmt, keyframe.time_s, "keyframe")]
+    shots = [shot for shot in given.shots if _frame(fmt, shot.time_s, "shot")]
+    return len(keyframes) + PREFIX * len(shots)
+
+
 def _encoded(pipeline: Pipeline, fmt: ClipFormat, shot: Shot) -> EncodedShot:
     """Raises InputError (ShapeError, CapabilityError) for a shot that does not fit."""
     time, frame = pipeline.video_codec.strides.time, _frame(fmt, shot.time_s, "shot")

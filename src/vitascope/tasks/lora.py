@@ -13,6 +13,7 @@ from torch import nn
 from vitascope.core.errors import CapabilityError, InputError
 from vitascope.models.lora import LoraStack
 from vitascope.tasks.pipeline import Pipeline
+from vitascope.tasks.request import is_number
 from vitascope.weights.checkpoint import file_digest
 from vitascope.weights.lora import Lora, read_lora
 
@@ -26,7 +27,7 @@ def parse_lora(text: str) -> tuple[Path, float]:
     file, colon, scale = text.rpartition(":")
     if not colon or Path(text).exists():
         file, scale = text, "1"
-    elif not _is_number(scale):
+    elif not is_number(scale):
         if file and Path(file).exists():
             raise InputError(f"the scale of {file} must be a number, got {scale!r}; a LoRA is FILE[:SCALE]")
         file, scale = text, "1"
@@ -49,9 +50,10 @@ def apply_loras(
 
     The denoiser itself is changed, so `pipeline` is not to be used until they are removed: give a `stack` made for its
     denoiser, and after `stack.remove()` it is as it was. Without one nothing is kept to go back to, which saves the
-    memory of the changed weights. merged: into the weights, or beside them. `note` is told what is left out of a file.
-    Raises InputError for texts that are no FILE[:SCALE], CheckpointError for files that do not fit, CapabilityError for
-    a denoiser that takes none; the denoiser is then as it was.
+    memory of the changed weights. merged: into the weights, or beside them. Under a limit of memory they are merged
+    whenever a weight is read, for good. `note` is told what is left out of a file. Raises InputError for texts that are
+    no FILE[:SCALE], CheckpointError for files that do not fit, CapabilityError for a denoiser that takes none, and for
+    a stack or factors beside the weights under a limit; the denoiser is then as it was.
     """
     if not texts:
         return pipeline
@@ -59,14 +61,22 @@ def apply_loras(
         raise InputError(f"{pipeline.name} has LoRAs already ({', '.join(pipeline.loras)}): give all of them at once")
     if not isinstance(pipeline.denoiser, nn.Module):
         raise CapabilityError(f"the denoiser of {pipeline.name} takes no LoRAs")
+    if pipeline.memory is not None and (stack is not None or not merged):
+        raise CapabilityError(
+            "under a limit of memory LoRAs are merged as weights are read: no stack, none beside them"
+        )
     asked = [parse_lora(text) for text in texts]
     loras = [read_lora(file) for file, _ in asked]
     for lora in loras:
         if lora.left_out:
             note(f"{lora.label}: {lora.left_out} tensors for the text encoder are left out")
     scales = [scale for _, scale in asked]
-    stack = stack or LoraStack(pipeline.denoiser, keep=False)
-    stack.set(list(zip(loras, scales, strict=True)), merged=merged)
+    scaled = list(zip(loras, scales, strict=True))
+    if pipeline.memory is not None:
+        pipeline.memory.merge(scaled)
+    else:
+        stack = stack or LoraStack(pipeline.denoiser, keep=False)
+        stack.set(scaled, merged=merged)
     return replace(
         pipeline,
         loras=tuple(f"{file}:{scale!r}" for file, scale in asked),
@@ -80,11 +90,3 @@ def _fingerprint(base: str, loras: Sequence[Lora], scales: Sequence[float]) -> s
     for lora, scale in zip(loras, scales, strict=True):
         digest.update("".join(file_digest(file) for file in lora.files).encode() + repr(scale).encode())
     return digest.hexdigest()
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol, TypeVar
 
 from vitascope.core.errors import InputError
@@ -21,7 +22,7 @@ T = TypeVar("T")
 SMALL_GROUP_BYTES = 32 << 20
 """Layers that are smaller come several at a time: each reading has a cost of its own."""
 ADVICE = {
-    "text": "a shorter prompt, or bf16",
+    "text": "bf16 in place of fp32, or a guidance scale of 1",
     "encode": "a smaller size or fewer frames",
     "denoise": "a smaller size, fewer frames, or a guidance scale of 1",
     "decode": "a smaller size or fewer frames",
@@ -54,7 +55,8 @@ class Denoising:
 class MemoryPlan:
     """What was chosen to keep `limit` bytes, and the peak of each stage that is expected of it.
 
-    together: all parts of the pipeline stay on the device; else each is there while it works.
+    together: all parts of the pipeline stay on the device; else each is there while it works. text: where the layers of
+    the text encoder are while it reads.
     """
 
     limit: int
@@ -63,6 +65,7 @@ class MemoryPlan:
     decoding: Decoding
     num_layers: int
     stages: tuple[StagePeak, ...]
+    text: Layers = WHOLE
 
     @property
     def peak(self) -> int:
@@ -90,6 +93,8 @@ class MemoryPlan:
     def choices(self) -> str:
         """What was chosen, in one line."""
         said = ["all parts stay" if self.together else "each part is there while it works"]
+        if self.text != WHOLE:
+            said.append(f"layers of the text encoder come {_said_of_coming(self.text)}")
         said.append(_said_of_layers(self.denoising.layers, self.num_layers))
         if not self.denoising.branches_together:
             said.append("branches of guidance one by one")
@@ -125,7 +130,8 @@ class Costs(Protocol):
     @property
     def exact_storages(self) -> Sequence[Storage]: ...
     def layers(self, layers: Layers) -> int: ...
-    def text(self) -> StagePeak | None: ...
+    def text_layers(self) -> Sequence[int]: ...
+    def text(self, layers: Layers = WHOLE) -> StagePeak | None: ...
     def encode(self) -> StagePeak | None: ...
     def denoise(self, together: bool) -> int: ...
     def decode(self, how: Decoding) -> StagePeak: ...
@@ -141,19 +147,43 @@ def choose_plan(costs: Costs, limit: int, *, taken: int = 0, lossy: bool = False
     together = _all_together(costs, limit)
     if together is not None:
         return together
-    stages = [stage for stage in (costs.text(), costs.encode()) if stage is not None]
+    read, text = choose_text(costs, limit)
+    stages = [stage for stage in (text, costs.encode()) if stage is not None]
     denoising, denoise = _first(limit, _denoise_choices(costs, limit, lossy))
     decoding, decode = _first(limit, _decode_choices(costs))
     stages += [denoise, decode]
-    worst = max(stages, key=lambda stage: stage.total)
-    if worst.total > limit:
-        least = format_bytes(_rounded_up(worst.total + taken))
-        beside = f", {format_bytes(taken)} taken before" if taken else ""
-        raise InputError(
-            f"memory {format_bytes(limit + taken)} is too little: the stage {worst.name!r} needs {least} at least "
-            f"({format_bytes(worst.weights)} of weights{beside}); give {least}, or {ADVICE[worst.name]}"
-        )
-    return MemoryPlan(limit, False, denoising, decoding, len(costs.denoiser.layers), tuple(stages))
+    check_fits(max(stages, key=lambda stage: stage.total), limit, taken)
+    return MemoryPlan(limit, False, denoising, decoding, len(costs.denoiser.layers), tuple(stages), read)
+
+
+def choose_text(costs: Costs, limit: int) -> tuple[Layers, StagePeak | None]:
+    """How the text encoder is read, and its stage, if there is one: whole, else layer by layer, if it can be."""
+    whole = costs.text()
+    if whole is None or whole.total <= limit:
+        return WHOLE, whole
+    layers = costs.text_layers()
+    # all prompts go through a layer together, so that one which stays would be read no less often
+    ways = dict.fromkeys([(_group(layers), True), (1, True), (1, False)]) if layers else {}
+    choices = [WHOLE, *(Layers(0, group, prefetch) for group, prefetch in ways)]
+    return _first(limit, ((way, partial(_text, costs, way)) for way in choices))
+
+
+def check_fits(stage: StagePeak, limit: int, taken: int = 0) -> None:
+    """Raise InputError, naming the smallest limit that would do, for a stage that does not keep `limit`."""
+    if stage.total <= limit:
+        return
+    least = format_bytes(_rounded_up(stage.total + taken))
+    beside = f", {format_bytes(taken)} taken before" if taken else ""
+    raise InputError(
+        f"memory {format_bytes(limit + taken)} is too little: the stage {stage.name!r} needs {least} at least "
+        f"({format_bytes(stage.weights)} of weights{beside}); give {least}, or {ADVICE[stage.name]}"
+    )
+
+
+def _text(costs: Costs, layers: Layers) -> StagePeak:
+    stage = costs.text(layers)
+    assert stage is not None
+    return stage
 
 
 def _all_together(costs: Costs, limit: int) -> MemoryPlan | None:
@@ -191,13 +221,17 @@ def _denoise_choices(costs: Costs, limit: int, lossy: bool) -> Iterator[tuple[De
             yield _denoising(costs, layers, together)
     if not count:
         return
-    largest = max(costs.denoiser.layers)
-    group = max(1, min(count, -(-SMALL_GROUP_BYTES // max(1, largest))))
+    group = _group(costs.denoiser.layers)
     for together in (True, False):
         for size, prefetch in dict.fromkeys([(group, True), (1, True), (1, False)]):
             room = limit - costs.denoise(together)
             resident = _most_resident(costs, size, prefetch, room)
             yield _denoising(costs, Layers(resident, size, prefetch), together)
+
+
+def _group(layers: Sequence[int]) -> int:
+    """How many layers, by their bytes, come at a time where there is room."""
+    return max(1, min(len(layers), -(-SMALL_GROUP_BYTES // max(1, *layers))))
 
 
 def _most_resident(costs: Costs, group: int, prefetch: bool, room: int) -> int:
@@ -243,8 +277,12 @@ def _said_of_layers(layers: Layers, count: int) -> str:
         return "denoiser whole"
     if layers.storage != "as_is":
         return f"{streamed} of {count} layers kept in {layers.storage}"
+    return f"{streamed} of {count} layers come {_said_of_coming(layers)}"
+
+
+def _said_of_coming(layers: Layers) -> str:
     ahead = "the next ones ahead of time" if layers.prefetch else "when they are needed"
-    return f"{streamed} of {count} layers come {layers.group} at a time, {ahead}"
+    return f"{layers.group} at a time, {ahead}"
 
 
 def _rounded_up(amount: int) -> int:

@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 import torch
 
 from vitascope.core.errors import CapabilityError, ShapeError
-from vitascope.core.protocols import AudioCodec, Denoiser, ImageEncoder, TextEncoder, VideoCodec
+from vitascope.core.protocols import AudioCodec, Denoiser, ImageEncoder, KeepsTexts, TextEncoder, VideoCodec
 from vitascope.core.shapes import (
     ClipFormat,
     latent_frame_times,
@@ -27,6 +27,7 @@ from vitascope.diffusion.sampling_schedule import SamplingSchedule
 from vitascope.models.codecs.decoding import AS_IT_IS, Decoding
 from vitascope.tasks.memory import MemoryUse
 from vitascope.tasks.request import GenerateRequest
+from vitascope.weights.lora import Lora
 
 PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 FrameTimes = Literal["middle", "begin", "begin_causal"]
@@ -71,6 +72,8 @@ class Residence(Protocol):
     @property
     def use(self) -> MemoryUse | None: ...
     def fit(self, pipeline: Pipeline, requests: Sequence[GenerateRequest], guided: bool) -> Pipeline: ...
+    def merge(self, loras: Sequence[tuple[Lora, float]]) -> None: ...
+    def fill(self, pipeline: Pipeline, prompts: Sequence[str]) -> None: ...
     def at_work(self, part: str, stage: str) -> AbstractContextManager[object]: ...
     def release(self) -> None: ...
 
@@ -104,6 +107,14 @@ class Pipeline:
     memory: Residence | None = None
     decoding: Decoding = AS_IT_IS
     max_clips: int | None = None
+
+    def fill_texts(self, prompts: Sequence[str]) -> None:
+        """See to it that a text encoder which keeps what it made (`core.protocols.KeepsTexts`) knows all these prompts:
+        it is then loaded once for them. Raises InputError where a limit of memory is too little for it."""
+        if self.memory is not None:
+            self.memory.fill(self, prompts)
+        elif isinstance(self.text_encoder, KeepsTexts):
+            self.text_encoder.fill(prompts)
 
     def at_work(self, part: str, stage: str) -> AbstractContextManager[object]:
         """A block in which the part of that name (a field) has its weights on the device, for a stage of a clip:

@@ -23,9 +23,11 @@ from vitascope.diffusion.paths import RectifiedFlow
 from vitascope.diffusion.sampling_schedule import SamplingSchedule, ShiftBySize
 from vitascope.models.image.clip.encoder import ClipImageEncoder, load_clip
 from vitascope.models.image.clip.original import load_original
+from vitascope.models.offload.offloaded import WHOLE, Layers
 from vitascope.models.offload.stores import FileStore
 from vitascope.models.parts import Part
 from vitascope.models.published import PUBLISHED
+from vitascope.models.text.cache import CachedTextEncoder
 from vitascope.models.text.t5.encoder import T5Files, open_t5
 from vitascope.models.text.t5.options import T5_OPTIONS, T5Options
 from vitascope.parallel.ranks import Ranks
@@ -186,8 +188,13 @@ def load_published_pipeline(
         _check_family(found.path, role, parts[role], PUBLISHED[valid].family)
     files = _text_files(found, extras)
     reader = device if memory is None else text_device(text_cost(files, kind.text, precision), device, memory)
-    text_encoder = open_t5(files, kind.text, cache=extras.text_cache, dtype=precision, device=reader)
-    text_encoder.device = device
+
+    def open_text(layers: Layers = WHOLE) -> CachedTextEncoder:
+        opened = open_t5(files, kind.text, cache=extras.text_cache, dtype=precision, device=reader, layers=layers)
+        opened.device = device
+        return opened
+
+    text_encoder = open_text()
     _check_text(found.path, parts[DENOISER], text_encoder.width)
     stores: dict[str, FileStore] = {}
     denoiser: Any
@@ -216,7 +223,9 @@ def load_published_pipeline(
         image_encoder=None if pictures is None else OnDemand(pictures) if memory is not None else pictures(),
         num_pictures=2 if getattr(denoiser.config, "image_positions", 0) else 1,
     )
-    return pipeline if memory is None else fit_published(pipeline, found.path, files, stores, kind.text, memory)
+    if memory is None:
+        return pipeline
+    return fit_published(pipeline, found.path, files, stores, kind.text, memory, open_text)
 
 
 def _there(part: Part | None) -> Part:

@@ -87,6 +87,7 @@ class Given:
 SETTINGS = (
     "prompt", "negative_prompt", "seed", "num_inference_steps", "guidance_scale", "sampler", "levels",
     "guidance_rescale", "guidance_interval", "stg_scale", "stg_layers", "stg_by", "step_cache",
+    "image_cond_noise_scale",
 )  # fmt: skip
 """What `GenerateRequest.settings` writes under its own name: `config_from_dict` makes a request of it again."""
 
@@ -97,7 +98,8 @@ class GenerateRequest:
 
     levels: what the sampler passes through, in place of a number of steps. guidance_rescale, guidance_interval: see
     `Guidance`. stg_scale, stg_layers, stg_by: of spatio-temporal guidance, `perturbed`, `perturbed_layers` and
-    `perturbation` there. step_cache: None runs all blocks at every step.
+    `perturbation` there. step_cache: None runs all blocks at every step. image_cond_noise_scale: of noise on known
+    frames that the model is shown, times the square of the level (`known_noise.KnownNoise`); 0 shows them as they are.
     """
 
     prompt: str
@@ -114,6 +116,7 @@ class GenerateRequest:
     stg_layers: tuple[int, ...] | None = None
     stg_by: Perturbation | None = None
     step_cache: StepCaching | None = None
+    image_cond_noise_scale: float = 0.0
     given: Given = field(default_factory=Given)
 
     def __post_init__(self) -> None:
@@ -130,6 +133,8 @@ class GenerateRequest:
             raise InputError(f"the seed lies in 0..2^63 - 1, got {self.seed}")
         if self.stg_scale is not None and not 0.0 <= self.stg_scale <= 30.0:
             raise InputError(f"the scale of spatio-temporal guidance lies in [0, 30], got {self.stg_scale}")
+        if not 0.0 <= self.image_cond_noise_scale <= 1.0:
+            raise InputError(f"the scale of noise on known frames lies in [0, 1], got {self.image_cond_noise_scale}")
         if self.levels is not None:
             count = len(listed_levels(self.levels))
             if self.num_inference_steps not in (None, count):
@@ -147,6 +152,15 @@ class GenerateRequest:
             "num_frames": fmt.num_frames,
             **{name: _plain(getattr(self, name)) for name in SETTINGS if not name.endswith("prompt")},
         }
+
+
+def is_number(text: str) -> bool:
+    """Whether a part of an option such as FILE:SCALE is a number, infinities and nan included."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _plain(value: Any) -> Any:

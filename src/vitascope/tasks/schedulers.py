@@ -26,7 +26,7 @@ def schedule_of(found: Found) -> SamplingSchedule:
 def write_scheduler(found: Found) -> dict[str, Any]:
     """The `scheduler_config.json` of diffusers with the model's levels.
 
-    Levels that a distilled model lists have no place there: diffusers is given them at every call.
+    Levels that a distilled model lists have no place there (`lost_in_diffusers`).
     """
     schedule = schedule_of(found)
     if found.pipeline.startswith("Wan"):
@@ -48,6 +48,25 @@ def write_scheduler(found: Found) -> dict[str, Any]:
         values |= {"base_image_seq_len": size.cells_low, "base_shift": size.log_low}
         values |= {"max_image_seq_len": size.cells_high, "max_shift": size.log_high}
     return values
+
+
+def lost_in_diffusers(found: Found) -> list[str]:
+    """What of a model's sampling the configurations of diffusers cannot say, in words for people: a distilled model
+    lists its levels, which diffusers is given at every call."""
+    if not found.pipeline:
+        return []
+    kind = PIPELINES[found.pipeline]
+    listed = schedule_of(found).listed
+    if not listed or found.kind == "diffusers":
+        return []
+    levels = ",".join(f"{level:g}" for level in listed)
+    timesteps = ", ".join(f"{1000 * level:g}" for level in listed)
+    scale = original_defaults(found, kind.defaults).guidance.scale
+    return [
+        f"the levels that the model lists ({levels}) and its guidance scale {scale:g} have no place in the layout of "
+        f"diffusers: give --levels {levels} --guidance-scale {scale:g} with it (in diffusers timesteps=[{timesteps}], "
+        f"guidance_scale={scale:g})"
+    ]
 
 
 def write_ltx_scheduler(found: Found) -> dict[str, Any]:

@@ -13,7 +13,9 @@ import mmap
 import os
 import threading
 import weakref
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -67,20 +69,37 @@ class PlainFile:
     def get(self, name: str) -> Tensor:
         """The tensor, on the CPU. Raises CheckpointError where the file does not hold it, or not the whole of it."""
         place = self._place(name)
-        size = place.info.num_bytes
-        flat = torch.empty(size, dtype=torch.uint8)
-        view, done = flat.numpy().data, 0
+        flat = torch.empty(place.info.num_bytes, dtype=torch.uint8)
+        self._read(name, [(place.start, flat)])
+        return flat.view(place.info.dtype).view(place.info.shape)
+
+    def rows(self, name: str, numbers: Sequence[int]) -> Tensor:
+        """Some rows (along the first axis) of a tensor; nothing else of it is read. Raises CheckpointError, also for
+        rows that it has not."""
+        place = self._place(name)
+        count, *rest = place.info.shape or (0,)
+        wrong = [number for number in numbers if not 0 <= number < count]
+        if wrong:
+            raise CheckpointError(f"{self.path}: tensor {name} has the rows 0..{count - 1}, not {wrong[0]}")
+        size = prod(rest) * place.info.dtype.itemsize
+        flat = torch.empty(len(numbers), size, dtype=torch.uint8)
+        self._read(name, [(place.start + number * size, row) for number, row in zip(numbers, flat, strict=True)])
+        return flat.view(place.info.dtype).view(len(numbers), *rest)
+
+    def _read(self, name: str, pieces: Iterable[tuple[int, Tensor]]) -> None:
+        """Bytes of the file from some places on, into tensors of bytes."""
         try:
             with self._lock:
-                self._file.seek(place.start)
-                while done < size:
-                    got = self._file.readinto(view[done:])
-                    if not got:
-                        raise CheckpointError(f"{self.path}: tensor {name} cannot be read: the file is cut short")
-                    done += got
+                for start, flat in pieces:
+                    view, done = flat.numpy().data, 0
+                    self._file.seek(start)
+                    while done < len(flat):
+                        got = self._file.readinto(view[done:])
+                        if not got:
+                            raise CheckpointError(f"{self.path}: tensor {name} cannot be read: the file is cut short")
+                        done += got
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.path}: tensor {name} cannot be read: {error}") from error
-        return flat.view(place.info.dtype).view(place.info.shape)
 
     def view(self, name: str) -> Tensor:
         """The tensor as the file's pages, which nothing else sees when they are written to; not to be written to while

@@ -6,7 +6,7 @@ Tensors are read one at a time, so that a model never stands in memory twice.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -94,6 +94,10 @@ class SafetensorsSource:
         """The tensor as pages of its file, see `PlainFile.view`."""
         return self._file(name).view(name)
 
+    def rows(self, name: str, numbers: Sequence[int]) -> Tensor:
+        """Some rows of a tensor; nothing else of it is read."""
+        return self._file(name).rows(name, numbers)
+
     def _file(self, name: str) -> PlainFile:
         path = self._places[name]
         if path not in self._files:
@@ -180,6 +184,14 @@ def open_source(path: str | Path, *, variant: str = "", allow_pickle: bool = Fal
         return _open_pickle(path, allow_pickle)
     valid = ", ".join((".safetensors", *PICKLES))
     raise CheckpointError(f"{path} is not a file of weights; valid suffixes: {valid}")
+
+
+def read_rows(source: TensorSource, name: str, numbers: Sequence[int]) -> Tensor:
+    """Some rows (along the first axis) of a tensor, (len(numbers), ...); of safetensors nothing else is read. Raises
+    CheckpointError."""
+    if isinstance(source, SafetensorsSource):
+        return source.rows(name, numbers)
+    return source.get(name)[list(numbers)]
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:

@@ -7,15 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.hooks.layer_skip import AttentionScoreSkipFunctionMode, LayerSkipConfig, _apply_layer_skip_hook
 from diffusers.loaders.single_file_utils import convert_ltx_transformer_checkpoint_to_diffusers
 from diffusers.models.transformers.transformer_ltx import LTXVideoTransformer3DModel
 from torch import Tensor, nn
 
 from vitascope.core.errors import CapabilityError, CheckpointError, InputError
-from vitascope.core.protocols import CAUSAL, Denoiser, InBlocks, Prepares
+from vitascope.core.protocols import CAUSAL, Denoiser, Prepares
 from vitascope.core.tracks import TextContext, Track
-from vitascope.diffusion.guidance import Perturbation, disable
 from vitascope.models.ltx.config import LTXConfig
 from vitascope.models.ltx.keys import diffusers_keys, original_keys
 from vitascope.models.ltx.model import LTXBlock, LTXDenoiser
@@ -193,41 +191,3 @@ def test_what_the_model_cannot_take_is_refused() -> None:
         model({}, text)
     with pytest.raises(InputError, match="at least 12"):
         replace(SMALL, width=8)
-
-
-def disabled(model: InBlocks, layers: tuple[int, ...], how: Perturbation, *given: Any) -> Tensor:
-    state, passage = model.enter(*given)
-    passage = disable(passage, layers, how)
-    return passage.run(state)["video"]
-
-
-def disable_theirs(model: Any, layers: tuple[int, ...], how: Perturbation) -> None:
-    """By their hook for blocks; by their mode that gives back values, around the self-attention alone, for attention:
-    their hook for that knows no processor of this model."""
-    if how == "block":
-        _apply_layer_skip_hook(model, LayerSkipConfig(list(layers)))
-        return
-    for index in layers:
-        attention = model.transformer_blocks[index].attn1
-        plain = attention.forward
-
-        def alone(*args: Any, plain: Any = plain, **named: Any) -> Any:
-            with AttentionScoreSkipFunctionMode():
-                return plain(*args, **named)
-
-        attention.forward = alone
-
-
-@pytest.mark.parametrize("how", ["attention", "block"])
-@pytest.mark.parametrize("layers", [(1,), (0, 2)])
-def test_disabled_layers_give_what_they_give_in_diffusers(layers: tuple[int, ...], how: Perturbation) -> None:
-    case = replace(CASES["level a cell, masked words"], config=replace(SMALL, depth=3))
-    theirs = their_model(case.config)
-    ours = our_model(case.config, theirs)
-    track, text = inputs(case)
-    plain = ours({"video": track}, text)["video"]
-    disable_theirs(theirs, layers, how)
-    expected = their_prediction(theirs, case, track, text)
-    out = disabled(ours, layers, how, {"video": track}, text)
-    assert float((out - expected).norm() / expected.norm()) < 1e-5  # fp32 sums in another order
-    assert float((out - plain).norm() / plain.norm()) > 0.01

@@ -7,15 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.hooks.layer_skip import AttentionScoreSkipFunctionMode, LayerSkipConfig, _apply_layer_skip_hook
 from diffusers.loaders.single_file_utils import convert_mochi_transformer_checkpoint_to_diffusers
 from diffusers.models.transformers.transformer_mochi import MochiTransformer3DModel
 from torch import Tensor, nn
 
 from vitascope.core.errors import CapabilityError, InputError, ShapeError
-from vitascope.core.protocols import CAUSAL, Denoiser, InBlocks, Prepares
+from vitascope.core.protocols import CAUSAL, Denoiser, Prepares
 from vitascope.core.tracks import TextContext, Track
-from vitascope.diffusion.guidance import Perturbation, disable
 from vitascope.models.mochi.config import MochiConfig
 from vitascope.models.mochi.keys import diffusers_keys, original_keys
 from vitascope.models.mochi.model import MochiBlock, MochiDenoiser
@@ -198,56 +196,3 @@ def test_what_the_model_cannot_take_is_refused() -> None:
         model({"video": replace(track, values=track.values[..., :5])}, text)
     with pytest.raises(InputError, match="valid values: all, text"):
         replace(SMALL, text_sees="video")
-
-
-def disabled(model: InBlocks, layers: tuple[int, ...], how: Perturbation, *given: Any) -> Tensor:
-    state, passage = model.enter(*given)
-    passage = disable(passage, layers, how)
-    return passage.run(state)["video"]
-
-
-def disable_theirs(model: Any, layers: tuple[int, ...], how: Perturbation) -> None:
-    """By their hook for blocks; by their mode that gives back values, around the self-attention alone, for attention:
-    their hook for that knows no processor of this model."""
-    if how == "block":
-        _apply_layer_skip_hook(model, LayerSkipConfig(list(layers)))
-        return
-    for index in layers:
-        attention = model.transformer_blocks[index].attn1
-        plain = attention.forward
-
-        def alone(*args: Any, plain: Any = plain, **named: Any) -> Any:
-            with AttentionScoreSkipFunctionMode():
-                return plain(*args, **named)
-
-        attention.forward = alone
-
-
-@pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning")  # theirs asks for fp32 by autocast
-@pytest.mark.parametrize("how", ["attention", "block"])
-@pytest.mark.parametrize("layers", [(1,), (0, 2)])
-def test_disabled_layers_give_what_they_give_in_diffusers(layers: tuple[int, ...], how: Perturbation) -> None:
-    case = CASES["masked words"]
-    theirs = their_model(case.config)
-    ours = our_model(case.config, theirs)
-    track, text = inputs(case)
-    plain = ours({"video": track}, text)["video"]
-    disable_theirs(theirs, layers, how)
-    timestep = 1000.0 * (1.0 - track.noise.flatten())
-    expected = -theirs(track.values, text.embeddings, timestep, text.mask, return_dict=False)[0]
-    out = disabled(ours, layers, how, {"video": track}, text)
-    assert differ(out, expected) < 1e-5  # fp32 sums in another order
-    assert differ(out, plain) > 0.01
-
-
-def test_where_text_sees_text_alone_the_video_is_disabled() -> None:
-    """Video tokens get what they ask of values alone: what the words are does not matter to that layer."""
-    case = replace(CASES["one block"], config=replace(CASES["one block"].config, text_sees="text"))
-    model = our_model(case.config, their_model(case.config))
-    track, text = inputs(case)
-    prepared = model.prepare(text)
-    pooled, *memories = prepared.prepared
-    others = replace(prepared, prepared=(pooled, *(torch.randn_like(part) for part in memories)))
-    out = [disabled(model, (0,), "attention", {"video": track}, words) for words in (prepared, others)]
-    assert torch.equal(*out)
-    assert differ(out[0], model({"video": track}, text)["video"]) > 0.01

@@ -7,14 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.hooks.layer_skip import AttentionScoreSkipFunctionMode, LayerSkipConfig, _apply_layer_skip_hook
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import Tensor, nn
 
 from vitascope.core.errors import CapabilityError, CheckpointError, ShapeError
-from vitascope.core.protocols import CAUSAL, Denoiser, InBlocks, Prepares
+from vitascope.core.protocols import CAUSAL, Denoiser, Prepares
 from vitascope.core.tracks import TextContext, Track
-from vitascope.diffusion.guidance import Perturbation, disable
 from vitascope.models.wan.config import WanConfig
 from vitascope.models.wan.keys import diffusers_keys, original_keys
 from vitascope.models.wan.model import WanBlock, WanDenoiser
@@ -220,40 +218,3 @@ def test_what_the_model_cannot_take_is_refused() -> None:
     odd = Track(track.values[..., :5], track.noise, track.times_s, draw(2, 20, 3, 4, 5))
     with pytest.raises(ShapeError, match="nearest: 4, 6"):
         model({"video": odd}, text)
-
-
-def disabled(model: InBlocks, layers: tuple[int, ...], how: Perturbation, *given: Any) -> Tensor:
-    state, passage = model.enter(*given)
-    passage = disable(passage, layers, how)
-    return passage.run(state)["video"]
-
-
-def disable_theirs(model: Any, layers: tuple[int, ...], how: Perturbation) -> None:
-    """By their hook for blocks; by their mode that gives back values, around the self-attention alone, for attention:
-    their hook for that knows no processor of this model."""
-    if how == "block":
-        _apply_layer_skip_hook(model, LayerSkipConfig(list(layers)))
-        return
-    for index in layers:
-        attention = model.blocks[index].attn1
-        plain = attention.forward
-
-        def alone(*args: Any, plain: Any = plain, **named: Any) -> Any:
-            with AttentionScoreSkipFunctionMode():
-                return plain(*args, **named)
-
-        attention.forward = alone
-
-
-@pytest.mark.parametrize("how", ["attention", "block"])
-def test_disabled_layers_give_what_they_give_in_diffusers(how: Perturbation) -> None:
-    case = replace(CASES["image"], config=replace(CASES["image"].config, depth=3))
-    theirs = their_model(case.config)
-    ours = our_model(case.config, theirs)
-    track, text = inputs(case)
-    plain = ours({"video": track}, text)["video"]
-    disable_theirs(theirs, (0, 2), how)
-    expected = their_prediction(theirs, case, track, text)
-    out = disabled(ours, (0, 2), how, {"video": track}, text)
-    assert relative_error(out, expected) < 1e-5  # fp32 sums in another order
-    assert relative_error(out, plain) > 0.01

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from vitascope.core.errors import CapabilityError, InputError, choice
-from vitascope.core.memory import release_freed_memory
+from vitascope.core.freed_memory import release_freed_memory
 from vitascope.models.offload.stores import KeptStore, Store
 from vitascope.models.offload.window import LayerWindow, buffer_bytes
 from vitascope.nn.storage import STORAGES, Narrow, Storage, stored_bytes
@@ -136,6 +136,10 @@ class Offloaded:
         """Of the largest weight."""
         return max(tensor.numel() * tensor.element_size() for tensor in self._weights.like.values())
 
+    def transit_bytes(self) -> int:
+        """What a weight on its way from the store takes at most beside the place that it goes to."""
+        return self.store.transit_bytes(self._weights.like)
+
     def device_bytes(self, layers: Layers) -> int:
         """What the device holds of the weights while the model is at work with layers kept that way."""
         kept, groups = self._divided(layers)
@@ -144,9 +148,8 @@ class Offloaded:
             windows = 2 if layers.prefetch and len(groups) > 1 else 1
             total += windows * max(buffer_bytes(group) for group in groups)
             if windows > 1 and self.store.slow and self.device.type == "cpu":
-                # what is read while layers compute: a tensor as its file has it, and as it is put together
-                sizes = [tensor.numel() * tensor.element_size() for group in groups for tensor in group.values()]
-                total += 2 * max(sizes)
+                # what is read while layers compute
+                total += self.store.transit_bytes([name for group in groups for name in group])
         if layers.storage != "as_is":
             looks = [(tuple(tensor.shape), tensor.dtype) for group in groups for tensor in group.values()]
             stored = {look: stored_bytes(*look, layers.storage) for look in set(looks)}

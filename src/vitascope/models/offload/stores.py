@@ -12,18 +12,20 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from vitascope.core.errors import CheckpointError
+from vitascope.core.errors import CheckpointError, InputError
 from vitascope.nn.storage import Narrow, Storage, narrow
-from vitascope.weights.keys import KeyTable, Rename
+from vitascope.weights.keys import KeyTable, Move, Rename
 from vitascope.weights.sources import TensorSource
 from vitascope.weights.streaming import moves_into
 
 
 class Store(Protocol):
-    """`slow`: reading takes a thread of its own; else copies are started and the device orders them."""
+    """`slow`: reading takes a thread of its own; else copies are started and the device orders them. transit_bytes:
+    what reading takes at most of the machine's memory, beside the tensors that are read into."""
 
     @property
     def slow(self) -> bool: ...
+    def transit_bytes(self, names: Iterable[str]) -> int: ...
     def read(self, into: Mapping[str, Tensor]) -> None: ...
 
 
@@ -40,11 +42,22 @@ class FileStore:
     def read(self, into: Mapping[str, Tensor]) -> None:
         """Raises CheckpointError for a damaged file and for weights of another shape."""
         for index in dict.fromkeys(self._by_name[name] for name in into):
+            self._move(self._moves[index], into)  # nothing of it is held while the next one is read
+
+    def _move(self, move: Move, into: Mapping[str, Tensor]) -> None:
+        made = move.rule.read([self.source.get(name) for name in move.theirs])
+        for name, tensor in zip(move.ours, made, strict=True):
+            if name in into:
+                self._copy(name, tensor, into[name])
+
+    def transit_bytes(self, names: Iterable[str]) -> int:
+        """Of the tensors that one rule takes, as their files have them, and of what it makes of them."""
+        most = 0
+        for index in {self._by_name[name] for name in names}:
             move = self._moves[index]
-            made = move.rule.read([self.source.get(name) for name in move.theirs])
-            for name, tensor in zip(move.ours, made, strict=True):
-                if name in into:
-                    self._copy(name, tensor, into[name])
+            read = sum(self.source.info(name).num_bytes for name in move.theirs)
+            most = max(most, read if type(move.rule) is Rename else 2 * read)
+        return most
 
     def _copy(self, name: str, tensor: Tensor, target: Tensor) -> None:
         if tensor.shape != target.shape:
@@ -85,6 +98,16 @@ class KeptStore:
         """Widened, where they are kept in fewer bits."""
         for name, target in into.items():
             self._kept[name].widen(target)
+
+    def kept(self, name: str) -> Tensor:
+        """The values of a weight that is kept as it is. Raises InputError for one in fewer bits."""
+        if self._kept[name].scales is not None:
+            raise InputError(f"{name} is kept in fewer bits and cannot be changed")
+        return self._kept[name].values
+
+    def transit_bytes(self, names: Iterable[str]) -> int:
+        """None: what is kept is copied as it is."""
+        return 0
 
     @property
     def num_bytes(self) -> int:

@@ -15,15 +15,16 @@ from torch import Tensor, nn
 
 from vitascope.core.errors import CapabilityError, CheckpointError, PromptError
 from vitascope.core.tracks import TextContext
+from vitascope.models.offload.offloaded import WHOLE, Layers, Offloaded
 from vitascope.models.pretrained import check_quantise, load_pretrained, transformers
 from vitascope.models.text.cache import CachedTextEncoder, CacheFolder, WhatAfter, model_identity
 from vitascope.models.text.rows import TextRow, assemble, check_prompts, warn_of_cut
 from vitascope.models.text.t5.options import T5Options
 from vitascope.models.text.t5.original import load_original, original_sizes
+from vitascope.models.text.t5.streamed import CLASSES, close_layers, open_layers
 from vitascope.weights.foreign import read_object
 from vitascope.weights.sources import open_source
 
-CLASSES = {"t5": "T5EncoderModel", "umt5": "UMT5EncoderModel"}
 ENCODER, TOKENIZER = "text_encoder", "tokenizer"
 """The folders of a pipeline as diffusers writes it."""
 PROMPTS_AT_ONCE = 8
@@ -69,11 +70,14 @@ class T5Files:
 
 
 class T5TextEncoder(nn.Module):
-    """`core.protocols.TextEncoder`: a T5 or umT5 encoder and a tokeniser of `transformers`, read as `options` say."""
+    """`core.protocols.TextEncoder`: a T5 or umT5 encoder and a tokeniser of `transformers`, read as `options` say.
 
-    def __init__(self, model: nn.Module, tokenizer: Any, options: T5Options) -> None:
+    held: the weights of `model` where they are there while it reads prompts only (`streamed.open_layers`).
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Any, options: T5Options, held: Offloaded | None = None) -> None:
         super().__init__()
-        self.model, self.tokenizer, self.options = model, tokenizer, options
+        self.model, self.tokenizer, self.options, self.held = model, tokenizer, options, held
 
     @property
     def width(self) -> int:
@@ -87,7 +91,8 @@ class T5TextEncoder(nn.Module):
 
     @property
     def _table(self) -> Tensor:
-        """The vectors of all tokens (V, D); embeddings come in its dtype."""
+        """The vectors of all tokens (V, D), or none (0, D) where they stay in their file; embeddings come in its
+        dtype."""
         model: Any = self.model
         return model.get_input_embeddings().weight
 
@@ -98,6 +103,15 @@ class T5TextEncoder(nn.Module):
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> list[TextRow]:
         """A row for each prompt, on the encoder's device; see `forward`."""
+        if self.held is None:
+            return self._encode(prompts)
+        try:
+            self.held.bring()
+            return self._encode(prompts)
+        finally:
+            close_layers(self.held)
+
+    def _encode(self, prompts: Sequence[str]) -> list[TextRow]:
         check_prompts(prompts)
         texts = [self.options.clean(prompt) for prompt in prompts]
         removed = [self._remove(text) for text in texts]
@@ -157,15 +171,24 @@ def load_t5(
     dtype: torch.dtype = torch.bfloat16,
     device: torch.device | str = "cpu",
     quantise: str | None = None,
+    layers: Layers = WHOLE,
 ) -> T5TextEncoder:
     """The encoder in a folder that `T5Files.of` knows, such as a snapshot of the hub on this machine.
 
-    quantise: one of `models.pretrained.QUANTISERS`. Raises CheckpointError for what is missing, damaged or another
-    model; CapabilityError for a package that is missing; InputError for an unknown `quantise`.
+    quantise: one of `models.pretrained.QUANTISERS`. layers: other than WHOLE, they come from the files while prompts
+    are read, and nothing is in memory between. Raises CheckpointError for what is missing, damaged or another model;
+    CapabilityError for a package that is missing, and for quantised layers that come and go; InputError for an unknown
+    `quantise`.
     """
     check_quantise(quantise, device)
     files = T5Files.of(folder)
     tokenizer = _load_tokenizer(files.tokenizer)
+    if layers != WHOLE:
+        if quantise is not None:
+            raise CapabilityError("layers that come from files cannot be quantised: leave one of the two away")
+        place, pickle = files.encoder, files.allow_pickle
+        held = open_layers(place, dtype=dtype, device=device, layers=layers, allow_pickle=pickle)
+        return T5TextEncoder(held.module, tokenizer, options, held).eval()
     if files.encoder.is_file():
         if quantise is not None:
             raise CapabilityError("an encoder in a file of Wan's authors cannot be quantised: convert it first")
@@ -184,10 +207,12 @@ def open_t5(
     device: torch.device | str = "cpu",
     quantise: str | None = None,
     after: WhatAfter = "release",
+    layers: Layers = WHOLE,
 ) -> CachedTextEncoder:
     """The encoder of `load_t5`, loaded only for prompts that the folder `cache` (None: no cache) does not know.
 
-    after: `CachedTextEncoder`. Raises at once what can be known without loading: missing folders, wrong names.
+    after: `CachedTextEncoder`. layers: `load_t5`; embeddings are the same, so they share the cache. Raises at once what
+    can be known without loading: missing folders, wrong names.
     """
     check_quantise(quantise, device)
     files = T5Files.of(folder)
@@ -195,7 +220,7 @@ def open_t5(
         raise CheckpointError(f"{files.tokenizer.parent} has no folder {files.tokenizer.name}")
     parts = (files.encoder, files.tokenizer)
     return CachedTextEncoder(
-        lambda: load_t5(files, options, dtype=dtype, device=device, quantise=quantise),
+        lambda: load_t5(files, options, dtype=dtype, device=device, quantise=quantise, layers=layers),
         options,
         None if cache is None else CacheFolder(cache, lambda: model_identity(parts, cache, str(dtype), str(quantise))),
         width=files.width,

@@ -18,7 +18,8 @@ from vitascope.weights.shapes import Shapes
 from vitascope.weights.sources import TensorSource
 from vitascope.weights.streaming import load_streaming
 
-MARKS = ("token_embedding.weight", "blocks.0.pos_embedding.embedding.weight", "blocks.0.ffn.gate.0.weight")
+TOKENS = "token_embedding.weight"
+MARKS = (TOKENS, "blocks.0.pos_embedding.embedding.weight", "blocks.0.ffn.gate.0.weight")
 """Names that together are in no other files."""
 MAX_DISTANCE = 128
 """Tokens apart beyond which all are equally far."""
@@ -32,7 +33,7 @@ _LAYER = {
     **{f"attn.{part}": f"layer.0.SelfAttention.{part}" for part in "qkvo"},
 }
 KEYS: KeyTable = (
-    Rename("token_embedding.weight", "shared.weight"),
+    Rename(TOKENS, "shared.weight"),
     Rename("norm.weight", "encoder.final_layer_norm.weight"),
     *(Rename(f"blocks.{{layer}}.{theirs}.weight", f"encoder.block.{{layer}}.{ours}.weight")
       for theirs, ours in _LAYER.items()),
@@ -49,7 +50,7 @@ def original_sizes(source: TensorSource) -> tuple[int, int, int]:
     if any(mark not in shapes for mark in MARKS):
         raise CheckpointError(f"{source.label} holds no text encoder as Wan's authors write it")
     return (
-        shapes.axis("token_embedding.weight", 1),
+        shapes.axis(TOKENS, 1),
         shapes.axis("blocks.0.ffn.fc1.weight", 0),
         shapes.axis("blocks.0.pos_embedding.embedding.weight", 1),
     )
@@ -60,10 +61,24 @@ def load_original(source: TensorSource, *, dtype: torch.dtype, device: torch.dev
 
     Raises CheckpointError where the tensors do not fit, CapabilityError without `transformers`.
     """
+    config = original_config(source)
+    with torch.device("meta"):
+        model: Any = transformers("text encoders of public checkpoints").UMT5EncoderModel(config)
+    del model.encoder.embed_tokens  # the same as `shared`, and not to be given its weights twice
+    try:
+        load_streaming(model, source, KEYS, device=device, dtype=dtype)
+    finally:
+        close(source)
+    model.encoder.embed_tokens = model.shared
+    return model.eval().requires_grad_(False)
+
+
+def original_config(source: TensorSource) -> Any:
+    """The configuration of `transformers` that the shapes of a file stand for. Raises CheckpointError."""
     library, shapes = transformers("text encoders of public checkpoints"), Shapes(source)
     width, hidden, heads = original_sizes(source)
-    config = library.UMT5Config(
-        vocab_size=shapes.axis("token_embedding.weight", 0),
+    return library.UMT5Config(
+        vocab_size=shapes.axis(TOKENS, 0),
         d_model=width,
         d_kv=shapes.axis("blocks.0.attn.q.weight", 0) // heads,
         d_ff=hidden,
@@ -74,12 +89,3 @@ def load_original(source: TensorSource, *, dtype: torch.dtype, device: torch.dev
         feed_forward_proj="gated-gelu",
         attn_implementation="sdpa",
     )
-    with torch.device("meta"):
-        model: Any = library.UMT5EncoderModel(config)
-    del model.encoder.embed_tokens  # the same as `shared`, and not to be given its weights twice
-    try:
-        load_streaming(model, source, KEYS, device=device, dtype=dtype)
-    finally:
-        close(source)
-    model.encoder.embed_tokens = model.shared
-    return model.eval().requires_grad_(False)

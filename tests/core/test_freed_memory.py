@@ -11,7 +11,7 @@ import pytest
 PROBE = """
 import resource, sys
 import numpy as np
-from vitascope.cli.memory import keep_freed_memory
+from vitascope.core.freed_memory import keep_freed_memory
 told = keep_freed_memory() if sys.argv[1] == "keep" else None
 faults = []
 for _ in range(6):
