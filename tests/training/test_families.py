@@ -188,7 +188,12 @@ def test_a_level_for_each_frame_makes_more_tasks_possible(table: Callable[..., T
 @pytest.mark.parametrize(
     ("name", "changes", "error", "words"),
     [
-        ("mochi", {"family": "mochy"}, InputError, "denoiser.family 'mochy' is not known; valid values: factorised, wan"),
+        (
+            "mochi",
+            {"family": "mochy"},
+            InputError,
+            "family 'mochy' is not known; valid values: factorised, wan",
+        ),
         ("mochi", {"preset": "small"}, InputError, "denoiser.preset 'small' is not known; valid values: pocket"),
         ("mochi", {"model": {"hidden": 3}}, CheckpointError, "MochiConfig has unknown keys: hidden; valid keys: width"),
         ("mochi", {"condition": {"causal": 0.1}}, InputError, r"strategies full, not causal: set causal = 0"),

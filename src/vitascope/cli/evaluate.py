@@ -100,7 +100,9 @@ def _judged(groups: Sequence[str], model: str, left_out: Mapping[str, str]) -> l
     valid = [name for name in GROUPS if name not in left_out]
     for name in groups:
         if name in left_out:
-            raise CapabilityError(f"{model} {left_out[name]}: group {name!r} cannot be judged; valid: {', '.join(valid)}")
+            raise CapabilityError(
+                f"{model} {left_out[name]}: group {name!r} cannot be judged; valid: {', '.join(valid)}"
+            )
     if left_out and not groups:
         for reason in dict.fromkeys(left_out.values()):
             names = [name for name, why in left_out.items() if why == reason]

@@ -15,8 +15,8 @@ from torch import nn
 import vitascope
 from vitascope.core.errors import CapabilityError, CheckpointError, InputError, VitascopeError, choice
 from vitascope.core.shapes import latent_frames
-from vitascope.diffusion.paths import RectifiedFlow
 from vitascope.core.tracks import AUDIO
+from vitascope.diffusion.paths import RectifiedFlow
 from vitascope.models import DENOISERS, FAMILIES, build_model
 from vitascope.models.offload.stores import FileStore, same_names
 from vitascope.models.parallel import divide_matrices

@@ -251,3 +251,35 @@ def test_where_text_sees_text_alone_the_video_is_disabled() -> None:
     out = [disabled(model, (0,), "attention", {"video": track}, words) for words in (prepared, others)]
     assert torch.equal(*out)
     assert differ(out[0], model({"video": track}, text)["video"]) > 0.01
+
+
+@pytest.mark.parametrize("text_sees", ["all", "text"])
+def test_compiled_blocks_are_those_that_run(text_sees: Any) -> None:
+    """What is compiled is a call of a module, so every block, and a text stream that runs alone, must be called."""
+    model = MochiDenoiser(replace(SMALL, text_sees=text_sees))
+    expected: list[nn.Module] = []
+    called: list[nn.Module] = []
+    for block in model.blocks:
+        assert isinstance(block, MochiBlock)
+        expected += [block.text] if text_sees == "text" else []
+        for part in (block, block.text, block.video):
+            part.register_forward_pre_hook(lambda module, inputs: called.append(module))
+    expected += model.blocks
+    track, text = inputs(CASES["masked words"])
+    model({"video": track}, text)
+    assert called == expected
+    for region in model.regions:
+        region.compile()
+    assert {part for part in model.modules() if part._compiled_call_impl is not None} == set(expected)
+
+
+def test_training_begins_with_places_that_can_be_told_apart() -> None:
+    model = MochiDenoiser(SMALL)
+    track, text = inputs(CASES["plain"])
+    model.begin()
+    assert not model({"video": track}, text)["video"].any()
+    cosines, sines = model._table(track)
+    places = torch.cat([cosines[:, 0], sines[:, 0]], -1)
+    assert torch.cdist(places, places).fill_diagonal_(1.0).min() > 0.1
+    assert (model.frequencies.count_nonzero(0) == 1).all()
+    assert model.frequencies.max() == 1.0

@@ -15,7 +15,7 @@ from vitascope.core.errors import CapabilityError, CheckpointError, ShapeError
 from vitascope.core.protocols import CAUSAL, Denoiser, InBlocks, Prepares
 from vitascope.core.tracks import TextContext, Track
 from vitascope.diffusion.guidance import Perturbation, disable
-from vitascope.models.wan.config import WanConfig
+from vitascope.models.wan.config import WanConfig, to_diffusers
 from vitascope.models.wan.keys import diffusers_keys, original_keys
 from vitascope.models.wan.model import WanBlock, WanDenoiser
 from vitascope.weights.checkpoint import load_into
@@ -257,3 +257,20 @@ def test_disabled_layers_give_what_they_give_in_diffusers(how: Perturbation) -> 
     out = disabled(ours, (0, 2), how, {"video": track}, text)
     assert relative_error(out, expected) < 1e-5  # fp32 sums in another order
     assert relative_error(out, plain) > 0.01
+
+
+def test_masked_words_are_not_read() -> None:
+    case = CASES["plain"]
+    reads_all = our_model(case.config, their_model(case.config))
+    model = WanDenoiser(replace(case.config, masked_text=True)).eval().requires_grad_(False)
+    model.load_state_dict(reads_all.state_dict())
+    track, text = inputs(case)
+    padded = replace(text, mask=torch.arange(case.num_words) < torch.tensor([[4], [4]]))
+    alone = TextContext(text.embeddings[:, :4], padded.mask[:, :4])
+    expected = reads_all({"video": track}, alone)["video"]
+    # fp32 sums in another order
+    assert relative_error(model({"video": track}, padded)["video"], expected) < 1e-5
+    assert relative_error(model({"video": track}, model.prepare(padded))["video"], expected) < 1e-5
+    assert relative_error(reads_all({"video": track}, padded)["video"], expected) > 1e-3
+    with pytest.raises(CheckpointError, match="masked texts cannot be written"):
+        to_diffusers(model.config)

@@ -63,7 +63,7 @@ class Stream(nn.Module):
         return self.modulation(F.silu(condition_BD)).unsqueeze(1).chunk(1 if self.last else 4, -1)
 
     def forward(self, x_BLC: Tensor, condition_BD: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """A stream that reads itself alone: what it is after this block (the last one leaves it), its keys and values."""
+        """A stream that reads itself alone: what leaves this block (the last one changes nothing), keys and values."""
         vectors = self.vectors(condition_BD)
         q, k, v = self.project(x_BLC, vectors)
         return x_BLC if self.last else self.finish(x_BLC, attend(q, k, v, mask).flatten(-2), vectors), k, v

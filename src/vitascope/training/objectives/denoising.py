@@ -112,8 +112,7 @@ def _audio_and_image_to_video(count: int, cells: ClipCells, draw: torch.Generato
 
 @dataclass(frozen=True)
 class Task:
-    """The cells that are known. frames: some frames of a track are, and others are not. sound: there is an audio track.
-    """
+    """The cells that are known. frames: some frames of a track are, others not. sound: it needs an audio track."""
 
     known: Callable[[int, ClipCells, torch.Generator], Known]
     frames: bool = False
@@ -275,7 +274,7 @@ def track_losses(
     shares: Mapping[str, Tensor] | None = None,
     prediction: Prediction = "x0",
 ) -> dict[str, Tensor]:
-    """Loss of each track: `denoise` is shown the clean values with noise at their levels, and answers with `prediction`.
+    """Loss of each track: `denoise` is shown the clean values with noise at their levels, and gives `prediction`.
 
     clean and noise: video (B, C, T, h, w), audio (B, C, N). marks: levels and marked cells, both (B, T or N).
     shares: of the tracks that have them, how much each cell counts, (B, 1, ...).

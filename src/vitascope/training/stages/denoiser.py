@@ -71,7 +71,7 @@ class DenoiserStage:
             # Part by part: equal layers share one graph, which compiles several times faster than the whole.
             for part in self.net.regions:
                 part.compile(dynamic=False)
-        self._validator = Validator(options.validation, self.spec, self.files, self.cells, device)
+        self.validator = Validator(options.validation, self.spec, self.files, self.cells, device)
 
     @property
     def model(self) -> nn.Module:
@@ -162,7 +162,7 @@ class DenoiserStage:
 
     def validate(self, model: nn.Module, folder: Path, step: int) -> dict[str, float]:
         assert isinstance(model, TextAndDenoiser)
-        return self._validator.run(model.text, model.denoise, folder)
+        return self.validator.run(model.text, model.denoise, folder)
 
     def export(self, model: nn.Module, folder: Path) -> list[Path]:
         """Write denoiser.safetensors and text_encoder.safetensors in half precision."""
