@@ -201,7 +201,7 @@ def test_a_level_for_each_frame_makes_more_tasks_possible(table: Callable[..., T
         ("wan", {"model": {"in_channels": 9}}, CapabilityError, "not 5 channels beside"),
         (
             "factorised without sound",
-            {"model": {"video_channels": 0, "audio_channels": 6}},
+            {"model": {"video_channels": 0, "audio_channels": 6, "local_channels": []}},
             CapabilityError,
             "has a video track; got audio",
         ),

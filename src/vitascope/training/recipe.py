@@ -236,7 +236,8 @@ def _completed(value: Any, earlier: Mapping[str, Any]) -> dict[str, Any]:
         if item.name not in complete:
             default = item.default if item.default_factory is MISSING else item.default_factory()
             if default is not MISSING:
-                complete[item.name] = _plain(asdict(default)) if is_dataclass(default) else _plain(default)
+                plain = asdict(default) if is_dataclass(default) and not isinstance(default, type) else default
+                complete[item.name] = _plain(plain)
         elif is_dataclass(inner) and isinstance(complete[item.name], Mapping):
             complete[item.name] = _completed(inner, complete[item.name])
     return complete
