@@ -34,17 +34,29 @@ class Timing:
 
 def timed(run: Callable[[], object], repeats: int = 10, warmup: int = 2) -> Timing:
     """Time `run`, device work included."""
+    return timed_in_turn({"": run}, repeats, warmup)[""]
+
+
+def timed_in_turn(runs: dict[str, Callable[[], object]], repeats: int = 10, warmup: int = 2) -> dict[str, Timing]:
+    """Time several things one after the other, over and over, so that what slows the machine slows all of them."""
     for _ in range(warmup):
-        run()
+        for run in runs.values():
+            run()
     _wait()
-    seconds = []
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        _wait()
-        seconds.append(time.perf_counter() - start)
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            _wait()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: _timing(each) for name, each in seconds.items()}
+
+
+def _timing(seconds: list[float]) -> Timing:
     ordered = sorted(seconds)
-    return Timing(statistics.median(seconds), ordered[min(len(ordered) - 1, round(0.95 * (len(ordered) - 1)))], repeats)
+    p95_s = ordered[min(len(ordered) - 1, round(0.95 * (len(ordered) - 1)))]
+    return Timing(statistics.median(seconds), p95_s, len(seconds))
 
 
 def _wait() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -61,6 +62,38 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (folder / "pipeline.json").write_text(json.dumps(defaults))
     return folder
+
+
+@pytest.fixture(scope="session")
+def silent_models(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders like that of the tiny model, without an audio codec and with a denoiser of another family: "mochi",
+    "mochi_text" (where text sees text alone), "wan" and "ltx"."""
+    import torch
+    from torch import nn
+
+    from vitascope.models import FAMILIES
+    from vitascope.weights.checkpoint import save_checkpoint
+
+    mochi = {"width": 24, "stream_width": 12, "num_heads": 2, "frequency_width": 16, "video_channels": 4, "area": 16.0}
+    wan = {"width": 24, "num_heads": 2, "hidden": 32, "frequency_width": 16, "in_channels": 4, "out_channels": 4}
+    configs: dict[str, tuple[str, dict[str, Any]]] = {
+        "mochi": ("mochi", mochi),
+        "mochi_text": ("mochi", {**mochi, "text_sees": "text"}),
+        "wan": ("wan", {**wan, "noise": "frame", "masked_text": True}),
+        "ltx": ("ltx", {"width": 24, "num_heads": 2, "in_channels": 4, "out_channels": 4}),
+    }
+    folders = {}
+    for name, (family, config) in configs.items():
+        folder = folders[name] = tmp_path_factory.mktemp(name)
+        for part in ("video_codec.safetensors", "text_encoder.safetensors", "pipeline.json"):
+            shutil.copy(tiny_model / part, folder)
+        torch.manual_seed(0)
+        config = {**config, "depth": 2, "text_width": 16}
+        model = FAMILIES[family].build(config)
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.1)
+        save_checkpoint(folder / "denoiser.safetensors", model.state_dict(), family, config)
+    return folders
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from vitascope.cli.app import main
+from vitascope.evaluation.producing import ModelSource
 from vitascope.evaluation.prompts import GROUPS
 from vitascope.evaluation.sounds import build_sound_model
+from vitascope.tasks.load import load_pipeline
 
 
 def test_ground_truth_scores_and_is_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,6 +51,42 @@ def test_a_model_without_training_goes_through_every_group_and_fails(
     assert measures["audio_to_video"]["bounces"]["value"] == 0.0
     assert measures["codec"]["video PSNR dB"]["value"] < 30
     assert measures["diversity"]["ratio to the world's"]["n"] == 1
+
+
+def test_a_model_without_sound_is_judged_by_what_needs_none(
+    silent_models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = str(silent_models["mochi_text"])
+    arguments = ["evaluate", "--model", model, "--device", "cpu", "--num-inference-steps", "1", "--json"]
+    for group in ("bounces", "keyframes"):
+        assert main([*arguments, "--group", "single", "--group", group, "--output-dir", str(tmp_path / "new")]) == 2
+        error = capsys.readouterr().err
+        assert f"group '{group}' cannot be judged; valid: single, pairs, camera, diversity, codec" in error
+        assert error.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+    few = ["--group", "pairs", "--group", "codec", "--num-prompts", "1", "--output-dir", str(tmp_path)]
+    assert main([*arguments, *few]) == 0
+    told = capsys.readouterr()
+    assert "left out" not in told.err
+    groups = json.loads(told.out)["groups"]
+    assert groups["pairs"]["measures"]["all of both"]["n"] == 1
+    assert groups["codec"]["measures"]["audio log-spectral distance dB"]["n"] == 0  # not that of the world's own sound
+    chosen: list[str] = []
+    monkeypatch.setattr("vitascope.evaluation.suite.run_suite", lambda source, cases, *more: chosen.extend(cases) or {})
+    assert main([*arguments, "--output-dir", str(tmp_path)]) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert chosen == ["single", "pairs", "camera", "diversity", "codec"]
+    assert "makes no sound: left out sounds, bounces, audio_to_video, video_to_audio" in told
+    assert "keeps no frames: left out keyframes" in told
+
+
+def test_groups_that_are_left_out_follow_from_what_the_model_can_do(silent_models: dict[str, Path]) -> None:
+    left_out = {}
+    for name in ("mochi", "wan"):
+        pipeline = load_pipeline(str(silent_models[name]), "cpu")
+        left_out[name] = ModelSource(pipeline, pipeline.defaults.clip).left_out()
+    assert "keyframes" in left_out["mochi"]
+    assert list(left_out["wan"]) == ["sounds", "bounces", "audio_to_video", "video_to_audio"]
 
 
 @pytest.mark.parametrize(

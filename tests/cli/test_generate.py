@@ -11,6 +11,7 @@ import av
 import pytest
 import torch
 
+from vitascope.cli.app import main
 from vitascope.cli.generate import RECIPE_TAG
 from vitascope.cli.sources import parse_keyframe
 from vitascope.core.errors import InputError
@@ -186,3 +187,13 @@ def test_keyframes_are_parsed(text: str, parts: tuple[float, str, float]) -> Non
 def test_keyframes_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(InputError, match="is not TIME:FILE"):
         parse_keyframe(text)
+
+
+def test_a_folder_whose_denoiser_is_of_another_family_gives_a_silent_clip(
+    silent_models: dict[str, Path], tmp_path: Path
+) -> None:
+    arguments = ["generate", "a red ball", "--model", str(silent_models["mochi_text"]), "--device", "cpu"]
+    assert main([*arguments, "--output", str(tmp_path / "ball.mp4")]) == 0
+    with av.open(tmp_path / "ball.mp4") as container:
+        assert container.streams.video[0].frames == 9
+        assert not container.streams.audio

@@ -324,3 +324,19 @@ def test_every_branch_has_its_own_place_in_a_step_cache(max_clips: int | None) -
         out, _ = run(guidance, Stack(), **options)
         torch.testing.assert_close(out, plain)
     assert cache.skipped_share == pytest.approx(2 / 3 * 2 / 3)
+
+
+def test_texts_are_joined_once_for_all_steps() -> None:
+    """Keys and values of long texts are large; a step reads them where the first one put them."""
+    model = Recorder()
+    ready = [TextContext(t.embeddings, t.mask, None, (t.embeddings * 2,)) for t in (text(1.0, 2), text(0.0, 5))]
+    guided = GuidedDenoiser(model, PATH, ready[0], ready[1], Guidance(3.0, interval=(0.5, 1.0)))
+    for level in (0.9, 0.8, 0.3, 0.2):
+        guided(tracks(level, level))
+    first, second, late, last = (call["text"] for call in model.calls)
+    assert first is second
+    assert late is last
+    assert first.prepared[0].shape == (4, 5, 1)
+    assert late.prepared[0].shape == (2, 2, 1)
+    assert torch.equal(first.prepared[0][:2, :2], ready[0].prepared[0])
+    assert not first.prepared[0][:2, 2:].any()

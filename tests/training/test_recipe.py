@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from vitascope.core.errors import InputError
-from vitascope.training.recipe import Recipe, read_recipe, recipe_from_table
-from vitascope.training.stage import stage_kind
+from vitascope.training.recipe import EmaRecipe, Recipe, read_recipe, recipe_from_table
+from vitascope.training.stage import STAGES, stage_kind
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
 
@@ -85,9 +85,25 @@ def test_changes_name_the_fields_and_leave_the_free_ones_out() -> None:
     assert recipe.changes_from(recipe.to_dict()) == []
 
 
+def test_a_field_that_is_new_since_a_run_began_had_its_default() -> None:
+    recipe = parse({"stage": "x", "x": {"size": 1, "inner": {"share": {"a": 1.0}}}})
+    earlier = recipe.to_dict()
+    del earlier["loop"]["compile"], earlier["options"]["inner"]["widths"], earlier["ema"]
+    assert recipe.changes_from(earlier) == []
+    inner = replace(recipe.options.inner, widths=(5,), share={"a": 1.0, "b": 2.0})
+    other = replace(recipe, ema=EmaRecipe(0.5), options=replace(recipe.options, inner=inner))
+    assert other.changes_from(earlier) == [
+        "ema.decay: 0.999 -> 0.5",
+        "options.inner.share.b: None -> 2.0",
+        "options.inner.widths: [1, 2] -> [5]",
+    ]
+    del earlier["options"]["size"]  # it has none
+    assert recipe.changes_from(earlier) == ["options.size: None -> 1"]
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_shipped_recipe_is_read(path: Path) -> None:
-    assert read_recipe(path, lambda name: stage_kind(name).options).stage in path.stem
+    assert read_recipe(path, lambda name: stage_kind(name).options).stage in STAGES
 
 
 def test_there_are_recipes() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +13,7 @@ from vitascope.cli.reporting import plain, print_json, say, stderr_console
 from vitascope.core.errors import InputError, MediaError
 
 if TYPE_CHECKING:
-    from vitascope.evaluation.producing import ClipSource
+    from vitascope.evaluation.producing import ClipSource, ModelSource
 
 Advance = Callable[[str, int, int], None]
 _TABLE_COLUMNS = 150
@@ -25,7 +25,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             help="single, pairs, camera, sounds, bounces, audio_to_video, video_to_audio, keyframes, diversity, codec; "
-            "repeatable. All of them by default."
+            "repeatable. By default all that the model can do."
         ),
     ] = None,
     num_prompts: Annotated[int | None, typer.Option(min=1, help="Prompts of each group, instead of its own.")] = None,
@@ -57,7 +57,11 @@ def evaluate(
     sampling = (num_inference_steps, guidance_scale, sampler)
     if ground_truth and sampling != (None, None, None):
         raise InputError("--num-inference-steps, --guidance-scale and --sampler do not go with --ground-truth")
-    source = _true_source(model, device, through_codec) if ground_truth else _model_source(model, device, sampling)
+    if ground_truth:
+        source = _true_source(model, device, through_codec)
+    else:
+        source = _model_source(model, device, sampling)
+        groups = _judged(groups, model, source.left_out())
     _make_folder(output_dir)
     cases = all_cases(groups, num_prompts, seed, source.fmt)
     with _progress() as advance:
@@ -87,6 +91,25 @@ def _check_groups(groups: Sequence[str]) -> None:
         choice("group", name, GROUPS)
 
 
+def _judged(groups: Sequence[str], model: str, left_out: Mapping[str, str]) -> list[str]:
+    """The groups that are asked for, or all that say something about the model. Raises CapabilityError for one that
+    does not and was asked for by name."""
+    from vitascope.core.errors import CapabilityError
+    from vitascope.evaluation.prompts import GROUPS
+
+    valid = [name for name in GROUPS if name not in left_out]
+    for name in groups:
+        if name in left_out:
+            raise CapabilityError(
+                f"{model} {left_out[name]}: group {name!r} cannot be judged; valid: {', '.join(valid)}"
+            )
+    if left_out and not groups:
+        for reason in dict.fromkeys(left_out.values()):
+            names = [name for name, why in left_out.items() if why == reason]
+            say(f"{model} {reason}: left out {', '.join(names)}")
+    return list(groups) or valid
+
+
 def _true_source(model: str, device: str, through_codec: bool) -> ClipSource:
     from vitascope.core.shapes import ClipFormat
     from vitascope.evaluation.producing import WorldSource, load_codecs
@@ -97,7 +120,7 @@ def _true_source(model: str, device: str, through_codec: bool) -> ClipSource:
     return WorldSource(ClipFormat(), codecs)
 
 
-def _model_source(model: str, device: str, sampling: tuple[int | None, float | None, str | None]) -> ClipSource:
+def _model_source(model: str, device: str, sampling: tuple[int | None, float | None, str | None]) -> ModelSource:
     from vitascope.diffusion.samplers import sampler_named
     from vitascope.evaluation.producing import ModelSource
     from vitascope.tasks.load import load_pipeline

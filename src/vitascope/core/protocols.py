@@ -86,6 +86,15 @@ class Prepares(Protocol):
     def prepare(self, text: TextContext) -> TextContext: ...
 
 
+@runtime_checkable
+class Begins(Protocol):
+    """A denoiser whose fresh weights are not those to train from: they are for weights to be loaded over."""
+
+    def begin(self) -> None:
+        """Set what must start at a value of its own: the head at zero, positions at what tells places apart."""
+        ...
+
+
 State = tuple[Tensor | None, ...]
 """What goes from block to block: tokens (B, ...) of every stream, None for one that a call is without."""
 

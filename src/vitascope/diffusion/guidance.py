@@ -100,6 +100,7 @@ class GuidedDenoiser:
     seed: int = 0
     level_grid: int = 0
     steps: StepCache | None = None
+    _joined: dict[tuple[object, ...], TextContext] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __call__(self, tracks: Tracks) -> dict[str, Tensor]:
         """x0 of every track, in float32 or the values' wider type."""
@@ -165,13 +166,20 @@ class GuidedDenoiser:
 
     def _call(self, branches: list[Branch], num_clips: int) -> dict[str, dict[str, Tensor]]:
         batch = join_tracks([branch.tracks for branch in branches])
-        text = join_texts([_expand(branch.text, num_clips) for branch in branches])
+        text = self._texts(branches, num_clips)
         camera = self.camera
         if camera is not None:
             camera = camera.expand(num_clips, *camera.shape[1:]).repeat(len(branches), *[1] * (camera.ndim - 1))
         predictions = self._evaluate(branches, batch, text, camera)
         answers = {name: self._answer(predictions[name], track).split(num_clips) for name, track in batch.items()}
         return {branch.name: {name: parts[i] for name, parts in answers.items()} for i, branch in enumerate(branches)}
+
+    def _texts(self, branches: list[Branch], num_clips: int) -> TextContext:
+        """The texts of some branches, with all that was prepared of them, joined once for all steps."""
+        key = (num_clips, *(branch.name for branch in branches))
+        if key not in self._joined:
+            self._joined[key] = join_texts([_expand(branch.text, num_clips) for branch in branches])
+        return self._joined[key]
 
     def _answer(self, prediction: Tensor, track: Track) -> Tensor:
         """A prediction as x0, or as the velocity where that is rescaled."""

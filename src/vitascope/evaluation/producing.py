@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, cast
 from zipfile import BadZipFile
@@ -20,7 +20,7 @@ import vitascope
 from vitascope.core.protocols import AudioCodec, VideoCodec
 from vitascope.core.shapes import ClipFormat
 from vitascope.evaluation.footage import Footage
-from vitascope.evaluation.prompts import Case
+from vitascope.evaluation.prompts import GROUPS, Case
 from vitascope.media.files import atomic_file
 from vitascope.media.frames import fit_samples
 from vitascope.models import load_model
@@ -149,6 +149,17 @@ class ModelSource:
         settings = (self.num_inference_steps, self.guidance_scale, self.sampler, self.pipeline.defaults)
         return f"{self.pipeline.name} {self.pipeline.fingerprint} {self.pipeline.precision} {self.fmt} {settings}"
 
+    def left_out(self) -> dict[str, str]:
+        """The groups that say nothing about this model, and why."""
+        can = self.pipeline.denoiser.capabilities
+        whole = can.noise == "clip" and not can.condition_channels
+        reasons = {
+            name: "makes no sound" if group.sound and self.pipeline.audio_codec is None else
+            "takes one noise level a clip, so it keeps no frames" if group.frames and whole else ""
+            for name, group in GROUPS.items()
+        }  # fmt: skip
+        return {name: reason for name, reason in reasons.items() if reason}
+
     def request(self, case: Case) -> GenerateRequest:
         """What the model is asked for."""
         return GenerateRequest(
@@ -166,7 +177,8 @@ class ModelSource:
         if all(case.group == "codec" for case in cases):
             parts = self.pipeline
             codecs = Codecs(parts.video_codec, parts.audio_codec, parts.device, parts.precision, parts.fingerprint)
-            return [codecs.through(true_clip(case, self.fmt)) for case in cases]
+            clips = [codecs.through(true_clip(case, self.fmt)) for case in cases]
+            return clips if parts.audio_codec is not None else [replace(clip, audio=None) for clip in clips]
         made = generate_batch(self.pipeline, [self.request(case) for case in cases])
         return [Footage(m.clip.frames, m.clip.samples, m.clip.fps, self.fmt.sample_rate_hz) for m in made]
 

@@ -48,10 +48,15 @@ class Case:
 
 @dataclass(frozen=True)
 class Group:
-    """How many clips a group has by default, and the scenes of it: from (count, seed, format)."""
+    """How many clips a group has by default, and the scenes of it: from (count, seed, format).
+
+    sound: it cannot be judged without sound. frames: some frames are given, and others are to be made.
+    """
 
     num_prompts: int
     scenes: Callable[[int, int, ClipFormat], list[Scene]]
+    sound: bool = False
+    frames: bool = False
 
 
 def cases_of(group: str, num_prompts: int | None, seed: int, fmt: ClipFormat) -> list[Case]:
@@ -183,11 +188,11 @@ GROUPS: dict[str, Group] = {
     "single": Group(100, balanced_scenes),
     "pairs": Group(60, pair_scenes),
     "camera": Group(66, camera_scenes),
-    "sounds": Group(70, sound_scenes),
-    "bounces": Group(40, bounce_scenes),
-    "audio_to_video": Group(40, bounce_scenes),
-    "video_to_audio": Group(40, bounce_scenes),
-    "keyframes": Group(30, keyframe_scenes),
+    "sounds": Group(70, sound_scenes, sound=True),
+    "bounces": Group(40, bounce_scenes, sound=True),
+    "audio_to_video": Group(40, bounce_scenes, sound=True),
+    "video_to_audio": Group(40, bounce_scenes, sound=True),
+    "keyframes": Group(30, keyframe_scenes, frames=True),
     "diversity": Group(6 * DIVERSITY_SEEDS, diversity_scenes),
     "codec": Group(40, codec_scenes),
 }

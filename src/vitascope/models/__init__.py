@@ -1,6 +1,6 @@
 """Floor 4: model families, one folder each, by the name that their checkpoints carry.
 
-To add a family: a folder with its configuration and model, and a line in FAMILIES.
+To add a family: a folder with its configuration and model (a denoiser has presets too), and a line in FAMILIES.
 """
 
 from __future__ import annotations
@@ -20,10 +20,14 @@ from vitascope.weights.config import config_from_dict
 
 @dataclass(frozen=True)
 class Family:
-    """Where the model and the configuration of a family are: "module:class", imported when they are needed."""
+    """Where the model and the configuration of a family are: "module:class", imported when they are needed.
+
+    presets: "module:name" of configurations by name, which is what can be trained as a denoiser.
+    """
 
     model: str
     config: str
+    presets: str = ""
 
     def build(self, config: dict[str, Any]) -> nn.Module:
         """The model of a stored configuration, with fresh weights. Raises CheckpointError for keys that do not fit."""
@@ -46,10 +50,23 @@ FAMILIES: dict[str, Family] = {
     "factorised": Family(
         "vitascope.models.factorised.model:FactorisedDenoiser",
         "vitascope.models.factorised.config:FactorisedConfig",
+        "vitascope.models.factorised.presets:PRESETS",
     ),
-    "wan": Family("vitascope.models.wan.model:WanDenoiser", "vitascope.models.wan.config:WanConfig"),
-    "ltx": Family("vitascope.models.ltx.model:LTXDenoiser", "vitascope.models.ltx.config:LTXConfig"),
-    "mochi": Family("vitascope.models.mochi.model:MochiDenoiser", "vitascope.models.mochi.config:MochiConfig"),
+    "wan": Family(
+        "vitascope.models.wan.model:WanDenoiser",
+        "vitascope.models.wan.config:WanConfig",
+        "vitascope.models.wan.presets:PRESETS",
+    ),
+    "ltx": Family(
+        "vitascope.models.ltx.model:LTXDenoiser",
+        "vitascope.models.ltx.config:LTXConfig",
+        "vitascope.models.ltx.presets:PRESETS",
+    ),
+    "mochi": Family(
+        "vitascope.models.mochi.model:MochiDenoiser",
+        "vitascope.models.mochi.config:MochiConfig",
+        "vitascope.models.mochi.presets:PRESETS",
+    ),
     "ltx_upsampler": Family(
         "vitascope.models.ltx_upsampler.model:LTXUpsampler",
         "vitascope.models.ltx_upsampler.config:LTXUpsamplerConfig",
@@ -64,6 +81,10 @@ FAMILIES: dict[str, Family] = {
         "vitascope.models.codecs.mochi.model:MochiCodec", "vitascope.models.codecs.mochi.config:MochiCodecConfig"
     ),
 }
+
+
+DENOISERS = tuple(name for name, family in FAMILIES.items() if family.presets)
+"""The families of denoisers: each can be trained, and stand in a folder of ours."""
 
 
 def build_model(checkpoint: Checkpoint, name: str = "") -> nn.Module:

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from vitascope.nn.causal_conv import CausalConv3d, Kernel, TailCache
 
-
 _AT_ONCE = 2**18
 """Values that are scaled at a time: what is worked out between is small, and stays in a processor's caches."""
 

@@ -15,8 +15,9 @@ from torch import nn
 import vitascope
 from vitascope.core.errors import CapabilityError, CheckpointError, InputError, VitascopeError, choice
 from vitascope.core.shapes import latent_frames
+from vitascope.core.tracks import AUDIO
 from vitascope.diffusion.paths import RectifiedFlow
-from vitascope.models import FAMILIES, build_model
+from vitascope.models import DENOISERS, FAMILIES, build_model
 from vitascope.models.offload.stores import FileStore, same_names
 from vitascope.models.parallel import divide_matrices
 from vitascope.nn.precision import store_matrices
@@ -36,9 +37,9 @@ PARTS: dict[str, tuple[str, ...]] = {
     "video_codec": ("causal_video",),
     "audio_codec": ("waveform",),
     "text_encoder": ("bytes",),
-    "denoiser": ("factorised",),
+    "denoiser": DENOISERS,
 }
-"""The files of a pipeline, and the families that each may be of."""
+"""The files of a pipeline, and the families that each may be of. A denoiser without sound needs no audio codec."""
 LARGE = ("denoiser", "video_codec")
 """The parts whose weights come and go where there is a limit of memory."""
 TEXT_FOLDERS = ("text_encoder", "tokenizer")
@@ -95,7 +96,7 @@ def load_pipeline(
         reduced = choose_precision(precision, place)
         return load_published_pipeline(found, model, place, reduced, beside.extras(text_cache), ranks, memory)
     defaults = _defaults(folder)
-    files = {name: folder / f"{name}.safetensors" for name in PARTS}
+    files = _files(folder)
     stores: dict[str, FileStore] = {}
     if memory is None:
         parts: dict[str, Any] = {name: _load_part(name, path).to(place) for name, path in files.items()}
@@ -114,16 +115,16 @@ def load_pipeline(
     if reduced != torch.float32:
         for name in ("denoiser", "text_encoder"):
             store_matrices(parts[name], reduced)
-    config = parts["denoiser"].config
+    denoiser = parts["denoiser"]
     pipeline = Pipeline(
         name=model,
-        **parts,
+        **{"audio_codec": None, **parts},
         path=RectifiedFlow(),
         defaults=defaults,
         device=place,
         precision=reduced,
-        patch=config.patch[1:],
-        audio_patch=config.audio_patch,
+        patch=denoiser.patch[1:],
+        audio_patch=getattr(denoiser.config, "audio_patch", 1),
         fingerprint=_fingerprint(files),
     )
     return pipeline if memory is None else fit_parts(pipeline, stores, memory)
@@ -175,13 +176,21 @@ def _defaults(folder: Path) -> Defaults:
     return config_from_dict(Defaults, values)
 
 
+def _files(folder: Path) -> dict[str, Path]:
+    """The files of the parts that the denoiser needs, by name. Raises CheckpointError where its own cannot be read."""
+    files = {name: folder / f"{name}.safetensors" for name in PARTS}
+    if AUDIO not in _bare_part("denoiser", files["denoiser"]).capabilities.tracks:
+        del files["audio_codec"]
+    return files
+
+
 def _load_part(name: str, path: Path) -> nn.Module:
     checkpoint = load_checkpoint(path)
     _check_family(name, path, checkpoint)
     return build_model(checkpoint, str(path))
 
 
-def _bare_part(name: str, path: Path) -> nn.Module:
+def _bare_part(name: str, path: Path) -> Any:
     """On the meta device, without its weights."""
     head = read_head(path)
     _check_family(name, path, head)
@@ -197,17 +206,19 @@ def _check_family(name: str, path: Path, checkpoint: Checkpoint) -> None:
 
 def _check_parts(folder: Path, parts: Mapping[str, Any], defaults: Defaults) -> None:
     """Raise CheckpointError where parts were not made for each other."""
-    config = getattr(parts["denoiser"], "config", None)
-    for field, other, value in (
-        ("video_channels", "video codec", parts["video_codec"].latent_channels),
-        ("audio_channels", "audio codec", parts["audio_codec"].latent_channels),
-        ("text_width", "text encoder", parts["text_encoder"].width),
-    ):
-        own = getattr(config, field, 0)
+    config = parts["denoiser"].config
+    audio = parts["audio_codec"].latent_channels if "audio_codec" in parts else 0
+    sources = {"audio_channels": "audio codec", "text_width": "text encoder"}
+    needed = config.fitting(parts["video_codec"].latent_channels, audio, parts["text_encoder"].width)
+    for field, value in needed.items():
+        own = getattr(config, field)
         if own and own != value:
+            other = sources.get(field, "video codec")
             raise CheckpointError(
                 f"the parts in {folder} do not fit: the denoiser has {own} {field}, the {other} {value}"
             )
+    if getattr(config, "image_width", 0):
+        raise CheckpointError(f"the denoiser in {folder} reads pictures by an image encoder, which no such folder has")
     try:
         latent_frames(defaults.clip.num_frames, parts["video_codec"].strides.time)
     except VitascopeError as error:

@@ -107,8 +107,10 @@ class Recipe:
         return _plain(asdict(self))
 
     def changes_from(self, earlier: Mapping[str, Any]) -> list[str]:
-        """The fields that differ from `earlier` (a `to_dict`) and are not free, as "name: old -> new"."""
-        old, new, ignored = dict(_flat(earlier)), dict(_flat(self.to_dict())), set(_free_names(self))
+        """The fields that differ from `earlier` (a `to_dict`) and are not free, as "name: old -> new". A field that
+        there was not yet when `earlier` was written had its default."""
+        old, new = dict(_flat(_completed(self, earlier))), dict(_flat(self.to_dict()))
+        ignored = set(_free_names(self))
         names = [name for name in sorted(old.keys() | new.keys()) if name not in ignored]
         return [f"{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in names if old.get(name) != new.get(name)]
 
@@ -224,6 +226,21 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _completed(value: Any, earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """`earlier` with the defaults of the fields of the dataclass `value` that it lacks."""
+    complete = dict(earlier)
+    for item in fields(value):
+        inner = getattr(value, item.name)
+        if item.name not in complete:
+            default = item.default if item.default_factory is MISSING else item.default_factory()
+            if default is not MISSING:
+                plain = asdict(default) if is_dataclass(default) and not isinstance(default, type) else default
+                complete[item.name] = _plain(plain)
+        elif is_dataclass(inner) and isinstance(complete[item.name], Mapping):
+            complete[item.name] = _completed(inner, complete[item.name])
+    return complete
 
 
 def _flat(value: Any, where: str = "") -> Iterable[tuple[str, Any]]:

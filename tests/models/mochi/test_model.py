@@ -196,3 +196,35 @@ def test_what_the_model_cannot_take_is_refused() -> None:
         model({"video": replace(track, values=track.values[..., :5])}, text)
     with pytest.raises(InputError, match="valid values: all, text"):
         replace(SMALL, text_sees="video")
+
+
+@pytest.mark.parametrize("text_sees", ["all", "text"])
+def test_compiled_blocks_are_those_that_run(text_sees: Any) -> None:
+    """What is compiled is a call of a module, so every block, and a text stream that runs alone, must be called."""
+    model = MochiDenoiser(replace(SMALL, text_sees=text_sees))
+    expected: list[nn.Module] = []
+    called: list[nn.Module] = []
+    for block in model.blocks:
+        assert isinstance(block, MochiBlock)
+        expected += [block.text] if text_sees == "text" else []
+        for part in (block, block.text, block.video):
+            part.register_forward_pre_hook(lambda module, inputs: called.append(module))
+    expected += model.blocks
+    track, text = inputs(CASES["masked words"])
+    model({"video": track}, text)
+    assert called == expected
+    for region in model.regions:
+        region.compile()
+    assert {part for part in model.modules() if part._compiled_call_impl is not None} == set(expected)
+
+
+def test_training_begins_with_places_that_can_be_told_apart() -> None:
+    model = MochiDenoiser(SMALL)
+    track, text = inputs(CASES["plain"])
+    model.begin()
+    assert not model({"video": track}, text)["video"].any()
+    cosines, sines = model._table(track)
+    places = torch.cat([cosines[:, 0], sines[:, 0]], -1)
+    assert torch.cdist(places, places).fill_diagonal_(1.0).min() > 0.1
+    assert (model.frequencies.count_nonzero(0) == 1).all()
+    assert model.frequencies.max() == 1.0

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vitascope.core.errors import CapabilityError, CheckpointError, ShapeError
 from vitascope.core.protocols import CAUSAL, Denoiser, Prepares
 from vitascope.core.tracks import TextContext, Track
-from vitascope.models.wan.config import WanConfig
+from vitascope.models.wan.config import WanConfig, to_diffusers
 from vitascope.models.wan.keys import diffusers_keys, original_keys
 from vitascope.models.wan.model import WanBlock, WanDenoiser
 from vitascope.weights.checkpoint import load_into
@@ -218,3 +218,20 @@ def test_what_the_model_cannot_take_is_refused() -> None:
     odd = Track(track.values[..., :5], track.noise, track.times_s, draw(2, 20, 3, 4, 5))
     with pytest.raises(ShapeError, match="nearest: 4, 6"):
         model({"video": odd}, text)
+
+
+def test_masked_words_are_not_read() -> None:
+    case = CASES["plain"]
+    reads_all = our_model(case.config, their_model(case.config))
+    model = WanDenoiser(replace(case.config, masked_text=True)).eval().requires_grad_(False)
+    model.load_state_dict(reads_all.state_dict())
+    track, text = inputs(case)
+    padded = replace(text, mask=torch.arange(case.num_words) < torch.tensor([[4], [4]]))
+    alone = TextContext(text.embeddings[:, :4], padded.mask[:, :4])
+    expected = reads_all({"video": track}, alone)["video"]
+    # fp32 sums in another order
+    assert relative_error(model({"video": track}, padded)["video"], expected) < 1e-5
+    assert relative_error(model({"video": track}, model.prepare(padded))["video"], expected) < 1e-5
+    assert relative_error(reads_all({"video": track}, padded)["video"], expected) > 1e-3
+    with pytest.raises(CheckpointError, match="masked texts cannot be written"):
+        to_diffusers(model.config)

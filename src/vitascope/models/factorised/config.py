@@ -95,6 +95,11 @@ class FactorisedConfig:
                 f"and columns, got {self.patch}"
             )
 
+    @staticmethod
+    def fitting(video_channels: int, audio_channels: int, text_width: int) -> dict[str, int]:
+        """The fields that follow from the latents and the text that a model reads."""
+        return {"video_channels": video_channels, "audio_channels": audio_channels, "text_width": text_width}
+
     @property
     def exchanges(self) -> frozenset[int]:
         """The layers in which the tracks read each other."""

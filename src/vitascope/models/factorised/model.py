@@ -76,6 +76,11 @@ class FactorisedDenoiser(nn.Module):
         self.layers = nn.ModuleList(Layer(config, index in config.exchanges) for index in range(config.depth))
 
     @property
+    def patch(self) -> tuple[int, int, int]:
+        """Frames, rows and columns of latents in a token."""
+        return self.config.patch
+
+    @property
     def regions(self) -> list[nn.Module]:
         """The parts that are worth compiling, each on its own; equal ones share a graph."""
         return [*self.layers, *(part for part in (self.down, self.up) if part is not None)]

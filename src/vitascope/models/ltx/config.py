@@ -39,6 +39,11 @@ class LTXConfig:
         if not (min(self.base) > 0 and self.theta > 1):
             raise InputError("base must be positive and theta above 1")
 
+    @staticmethod
+    def fitting(video_channels: int, audio_channels: int, text_width: int) -> dict[str, int]:
+        """The fields that follow from the latents and the text that a model reads."""
+        return {"in_channels": video_channels, "out_channels": video_channels, "text_width": text_width}
+
 
 def from_diffusers(values: Mapping[str, Any]) -> LTXConfig:
     """The `config.json` of an `LTXVideoTransformer3DModel`. Raises CheckpointError for what no LTX-Video model has."""

@@ -91,6 +91,11 @@ class LTXDenoiser(nn.Module):
         self.head_offsets = normal_table(2, width, std=width**-0.5)
         self.head = nn.Linear(width, config.out_channels)
 
+    def begin(self) -> None:
+        """`core.protocols.Begins`."""
+        for parameter in self.head.parameters():
+            nn.init.zeros_(parameter)
+
     @property
     def capabilities(self) -> Capabilities:
         """What this model can take."""

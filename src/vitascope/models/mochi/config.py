@@ -47,6 +47,11 @@ class MochiConfig:
         if self.frequency_width < 2 or self.frequency_width % 2 or self.area <= 0:
             raise InputError("frequency_width must be even and positive, and area positive")
 
+    @staticmethod
+    def fitting(video_channels: int, audio_channels: int, text_width: int) -> dict[str, int]:
+        """The fields that follow from the latents and the text that a model reads."""
+        return {"video_channels": video_channels, "text_width": text_width}
+
     @property
     def patch_sizes(self) -> tuple[int, int, int]:
         """Frames, rows and columns of latents in a token."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -61,6 +62,12 @@ class Stream(nn.Module):
         """Scale and gate of the attention, then of the feed-forward, (B, 1, C) each; one scale in the last."""
         return self.modulation(F.silu(condition_BD)).unsqueeze(1).chunk(1 if self.last else 4, -1)
 
+    def forward(self, x_BLC: Tensor, condition_BD: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """A stream that reads itself alone: what leaves this block (the last one changes nothing), keys and values."""
+        vectors = self.vectors(condition_BD)
+        q, k, v = self.project(x_BLC, vectors)
+        return x_BLC if self.last else self.finish(x_BLC, attend(q, k, v, mask).flatten(-2), vectors), k, v
+
     def finish(self, x_BLC: Tensor, read_BLD: Tensor, vectors: tuple[Tensor, ...]) -> Tensor:
         """The stream after what it read, and after its feed-forward."""
         assert self.out is not None
@@ -79,51 +86,39 @@ class MochiBlock(nn.Module):
 
     def __init__(self, config: MochiConfig, last: bool) -> None:
         super().__init__()
+        self.text_sees = config.text_sees
         self.video, self.text = Stream(config, config.width), Stream(config, config.stream_width, last)
 
-    def remember(self, y_BSC: Tensor, condition_BD: Tensor, mask: Tensor | None) -> tuple[Tensor, KeysValues]:
-        """A text that sees itself alone: the stream after this block, and the keys and values that video reads."""
-        vectors = self.text.vectors(condition_BD)
-        q, k, v = self.text.project(y_BSC, vectors)
-        if not self.text.last:
-            y_BSC = self.text.finish(y_BSC, attend(q, k, v, mask).flatten(-2), vectors)
-        return y_BSC, (k, v)
-
-    def recall(
-        self,
-        x_BLD: Tensor,
-        memory: KeysValues,
-        condition_BD: Tensor,
-        seen_BS: Tensor,
-        table: RotaryTable,
-        read: AttendJoint = attend_jointly,
-        alone: bool = False,
-    ) -> Tensor:
-        """The video stream after reading itself and what `remember` gave. alone: see `core.protocols.Layer`; here the
-        one attention reads the text too, and is left out whole."""
-        vectors = self.video.vectors(condition_BD)
-        mine, no_queries = self._turned(x_BLD, vectors, table), memory[0][:, :0]
-        found = mine[2] if alone else read(mine, (no_queries, *memory), seen_BS)[0]
-        return self.video.finish(x_BLD, found.flatten(-2), vectors)
+    def compile(self, *args: Any, **named: Any) -> None:
+        """As that of every module; where text sees text alone, its stream is called by itself."""
+        super().compile(*args, **named)
+        if self.text_sees == "text":
+            self.text.compile(*args, **named)
 
     def forward(
         self,
         x_BLD: Tensor,
-        y_BSC: Tensor,
+        text: Tensor | KeysValues,
         condition_BD: Tensor,
         seen_BS: Tensor,
         table: RotaryTable,
         read: AttendJoint = attend_jointly,
         alone: bool = False,
-    ) -> tuple[Tensor, Tensor]:
-        """Both streams, each seeing all of the video and the words `seen_BS`; `read` is how they meet; `alone` as in
-        `recall`, for both."""
-        video, text = self.video.vectors(condition_BD), self.text.vectors(condition_BD)
-        mine, (q, k, v) = self._turned(x_BLD, video, table), self.text.project(y_BSC, text)
+    ) -> tuple[Tensor, ...]:
+        """Both streams, each seeing all of the video and the words `seen_BS`. Given keys and values in place of a text
+        stream, the video stream alone, which reads them. read: how they meet. alone: see `core.protocols.Layer`; the
+        one attention reads the text too, and is left out whole."""
+        video = self.video.vectors(condition_BD)
+        mine = self._turned(x_BLD, video, table)
+        if not isinstance(text, Tensor):
+            found = mine[2] if alone else read(mine, (text[0][:, :0], *text), seen_BS)[0]
+            return (self.video.finish(x_BLD, found.flatten(-2), video),)
+        vectors = self.text.vectors(condition_BD)
+        q, k, v = self.text.project(text, vectors)
         words = (q[:, :0] if self.text.last else q, k, v)
         found, told = (mine[2], v) if alone else read(mine, words, seen_BS)
         x_BLD = self.video.finish(x_BLD, found.flatten(-2), video)
-        return x_BLD, y_BSC if self.text.last else self.text.finish(y_BSC, told.flatten(-2), text)
+        return x_BLD, text if self.text.last else self.text.finish(text, told.flatten(-2), vectors)
 
     def _turned(self, x_BLD: Tensor, vectors: tuple[Tensor, ...], table: RotaryTable) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = self.video.project(x_BLD, vectors)
@@ -169,6 +164,16 @@ class MochiDenoiser(nn.Module):
         self.blocks = nn.ModuleList(MochiBlock(config, index == last) for index in range(config.depth))
         self.head_modulation, self.head = nn.Linear(width, 2 * width), nn.Linear(width, config.patch_values)
 
+    @torch.no_grad()
+    def begin(self) -> None:
+        """`core.protocols.Begins`. Pairs of a head turn by time, rows and columns in turn, from one radian a position
+        down to a hundredth."""
+        for parameter in self.head.parameters():
+            parameter.zero_()
+        pair = torch.arange(self.frequencies.shape[2])
+        speed = 0.01 ** (pair // 3 / max(1, (len(pair) - 1) // 3))
+        self.frequencies.copy_(torch.where(pair % 3 == torch.arange(3)[:, None, None], speed, 0.0))
+
     @property
     def capabilities(self) -> Capabilities:
         """What this model can take."""
@@ -192,9 +197,8 @@ class MochiDenoiser(nn.Module):
             return replace(text, prepared=(pooled, y_BSC))
         parts: list[Tensor] = [pooled]
         for block in self.blocks:
-            assert isinstance(block, MochiBlock)
-            y_BSC, pair = block.remember(y_BSC, pooled, text.mask[:, None, None])
-            parts += pair
+            y_BSC, k, v = _block(block).text(y_BSC, pooled, text.mask[:, None, None])
+            parts += (k, v)
         return replace(text, prepared=tuple(parts))
 
     def forward(
@@ -237,11 +241,9 @@ class MochiDenoiser(nn.Module):
         around = (condition, text.mask, share.split_table(self._table(track)), share.attend_joint)
         saving, blocks = self.gradient_checkpointing, [_block(module) for module in self.blocks]
 
-        def joint(block: MochiBlock, state: State, alone: bool = False) -> State:
-            return run_layer(saving, block, *state, *around, alone)
-
-        def recall(block: MochiBlock, memory: KeysValues, state: State, alone: bool = False) -> State:
-            return (run_layer(saving, block.recall, _video(state), memory, *around, alone),)
+        def layer(block: MochiBlock, memory: KeysValues | None, state: State, alone: bool = False) -> State:
+            words = state[1] if memory is None else memory
+            return run_layer(saving, block, _video(state), words, *around, alone)
 
         def finish(state: State) -> dict[str, Tensor]:
             scale, shift = self.head_modulation(F.silu(condition)).unsqueeze(1).chunk(2, -1)
@@ -254,9 +256,9 @@ class MochiDenoiser(nn.Module):
             return stream.modulated(_video(state), stream.vectors(condition))
 
         if config.text_sees == "all":
-            return (x_BLD, rest[0]), Passage(tuple(partial(joint, block) for block in blocks), finish, signal)
+            return (x_BLD, rest[0]), Passage(tuple(partial(layer, block, None) for block in blocks), finish, signal)
         memories = zip(rest[::2], rest[1::2], strict=True)
-        layers = tuple(partial(recall, block, memory) for block, memory in zip(blocks, memories, strict=True))
+        layers = tuple(partial(layer, block, memory) for block, memory in zip(blocks, memories, strict=True))
         return (x_BLD,), Passage(layers, finish, signal)
 
     def _table(self, track: Track) -> RotaryTable:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from vitascope.core.errors import InputError
+from vitascope.core.errors import CheckpointError, InputError
 from vitascope.core.protocols import NoiseGranularity
 from vitascope.nn.attention import head_width
 from vitascope.weights.foreign import ForeignConfig
@@ -21,6 +21,7 @@ class WanConfig:
     image_width: of the image tokens that the cross-attentions also read (CLIP: 1280), 0 for none; image_positions:
     tokens of a learned position table for them (first-and-last-frame models), 0 for none.
     frequency_width: sinusoids of the noise level. noise: what the weights were trained to take a level per.
+    masked_text: whether words that only fill up are left out; the published models read 512 words, whatever they are.
     Raises InputError (ShapeError for head widths) where values contradict each other.
     """
 
@@ -38,6 +39,7 @@ class WanConfig:
     eps: float = 1e-6
     cross_norm: bool = True
     noise: NoiseGranularity = "clip"
+    masked_text: bool = False
 
     def __post_init__(self) -> None:
         head_width(self.width, self.num_heads)
@@ -47,6 +49,11 @@ class WanConfig:
             raise InputError(f"frequency_width must be even and positive, got {self.frequency_width}")
         if self.image_positions and not self.image_width:
             raise InputError("image_positions need image tokens: give image_width")
+
+    @staticmethod
+    def fitting(video_channels: int, audio_channels: int, text_width: int) -> dict[str, int]:
+        """The fields that follow from the latents and the text that a model without known frames beside them reads."""
+        return {"in_channels": video_channels, "out_channels": video_channels, "text_width": text_width}
 
     @property
     def in_values(self) -> int:
@@ -92,7 +99,9 @@ def from_diffusers(values: Mapping[str, Any]) -> WanConfig:
 
 
 def to_diffusers(config: WanConfig) -> dict[str, Any]:
-    """What `from_diffusers` reads as this configuration."""
+    """What `from_diffusers` reads as this configuration. Raises CheckpointError for what no Wan 2.1 model does."""
+    if config.masked_text:
+        raise CheckpointError("a Wan model that was trained with masked texts cannot be written for diffusers")
     return {
         "_class_name": "WanTransformer3DModel",
         "added_kv_proj_dim": config.width if config.image_width else None,

@@ -34,10 +34,11 @@ BLOCK_VECTORS = 6
 
 
 class Memory(NamedTuple):
-    """What a block reads of the text and, if there is one, of the image."""
+    """What a block reads of the text (where `seen`, if not all of it) and, if there is one, of the image."""
 
     text: KeysValues
     image: KeysValues | None
+    seen: Tensor | None = None
 
 
 class WanCrossAttention(CrossAttention):
@@ -58,7 +59,7 @@ class WanCrossAttention(CrossAttention):
     def recall(self, x_BLD: Tensor, memory: Memory) -> Tensor:
         """(B, L, D)."""
         q_BLHE = self.queries(x_BLD)
-        out = attend(q_BLHE, *memory.text)
+        out = attend(q_BLHE, *memory.text, memory.seen)
         if memory.image is not None:
             out = out + attend(q_BLHE, *memory.image)
         return self.out(out.flatten(-2))
@@ -133,6 +134,11 @@ class WanDenoiser(nn.Module):
         self.blocks = nn.ModuleList(WanBlock(config) for _ in range(config.depth))
         self.head_offsets = normal_table(2, width, std=width**-0.5)
         self.head = nn.Linear(width, config.out_values)
+
+    def begin(self) -> None:
+        """`core.protocols.Begins`."""
+        for parameter in self.head.parameters():
+            nn.init.zeros_(parameter)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -230,9 +236,10 @@ class WanDenoiser(nn.Module):
 
     def _memories(self, text: TextContext) -> list[Memory]:
         parts = list(zip(text.prepared[::2], text.prepared[1::2], strict=True))
+        seen = text.mask[:, None, None] if self.config.masked_text else None
         if len(parts) == self.config.depth:
-            return [Memory(pair, None) for pair in parts]
-        return [Memory(text, image) for text, image in zip(parts[::2], parts[1::2], strict=True)]
+            return [Memory(pair, None, seen) for pair in parts]
+        return [Memory(text, image, seen) for text, image in zip(parts[::2], parts[1::2], strict=True)]
 
     def _table(self, shape: torch.Size, device: torch.device) -> RotaryTable:
         """Positions in time, rows and columns; each spatial axis takes a third of the pairs, rounded down."""

@@ -6,13 +6,14 @@ Everything is drawn from a generator on the CPU, for a whole batch at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from vitascope.core.errors import InputError, choice
+from vitascope.core.protocols import Capabilities, Prediction
 from vitascope.core.shapes import latent_frame_times, num_audio_latents, pixel_frames
 from vitascope.core.tracks import AUDIO, VIDEO, Track, Tracks
 from vitascope.diffusion.paths import RectifiedFlow
@@ -109,16 +110,25 @@ def _audio_and_image_to_video(count: int, cells: ClipCells, draw: torch.Generato
     return video, ~audio
 
 
-TASKS: dict[str, Callable[[int, ClipCells, torch.Generator], Known]] = {
-    "text": _nothing,
-    "image": _first_image,
-    "keyframes": _keyframes,
-    "still": _still,
-    "extend": _extend,
-    "audio_to_video": _audio_to_video,
-    "audio_and_image": _audio_and_image_to_video,
-    "video_to_audio": _video_to_audio,
-    "one_track": _nothing,
+@dataclass(frozen=True)
+class Task:
+    """The cells that are known. frames: some frames of a track are, others not. sound: it needs an audio track."""
+
+    known: Callable[[int, ClipCells, torch.Generator], Known]
+    frames: bool = False
+    sound: bool = False
+
+
+TASKS: dict[str, Task] = {
+    "text": Task(_nothing),
+    "image": Task(_first_image, frames=True),
+    "keyframes": Task(_keyframes, frames=True),
+    "still": Task(_still, frames=True),
+    "extend": Task(_extend, frames=True),
+    "audio_to_video": Task(_audio_to_video, sound=True),
+    "audio_and_image": Task(_audio_and_image_to_video, frames=True, sound=True),
+    "video_to_audio": Task(_video_to_audio, sound=True),
+    "one_track": Task(_nothing, sound=True),
 }
 """Tasks by name. "still" knows one frame from a single picture of it (the latent of a frozen clip, which the data must
 bring; `draw_cells` is told where). "one_track" leaves the other track at pure noise, or draws the two levels apart."""
@@ -163,10 +173,20 @@ class Cells:
         return ~self.known[name] & ~column[:, None]
 
 
-def check_tasks(weights: Mapping[str, float]) -> None:
-    """Raise InputError unless `weights` names tasks and has a positive sum."""
+def tasks_of(can: Capabilities) -> tuple[str, ...]:
+    """The tasks that a model can be given: with sound where it has a track of it, with known frames where it takes a
+    level for each frame."""
+    by_frame, sounds = can.noise != "clip", AUDIO in can.tracks
+    return tuple(name for name, task in TASKS.items() if task.frames <= by_frame and task.sound <= sounds)
+
+
+def check_tasks(weights: Mapping[str, float], valid: Iterable[str] = tuple(TASKS)) -> None:
+    """Raise InputError unless `weights` names valid tasks and has a positive sum."""
+    valid = tuple(valid)
     for name, weight in weights.items():
         choice("task", name, TASKS)
+        if weight > 0 and name not in valid:
+            raise InputError(f"this model cannot be given the task {name!r}; valid values: {', '.join(valid)}")
         if weight < 0:
             raise InputError(f"task weight {name} must not be negative, got {weight}")
     if not sum(weights.values()) > 0:
@@ -185,10 +205,10 @@ def draw_cells(
     chances = torch.tensor([weights.get(name, 0.0) for name in TASKS])
     task = torch.multinomial(chances, count, replacement=True, generator=draw)
     video, audio = _nothing(count, cells, draw)
-    for number, known in enumerate(TASKS.values()):
+    for number, asked in enumerate(TASKS.values()):
         rows = (task == number).nonzero()[:, 0]
         if len(rows):
-            video[rows], audio[rows] = known(len(rows), cells, draw)
+            video[rows], audio[rows] = asked.known(len(rows), cells, draw)
     if still_frame is not None:
         video |= (task == STILL)[:, None] & (torch.arange(cells.num_frames) == still_frame[:, None])
     video_levels, audio_levels, silent = _levels(task, cells, noise, draw)
@@ -252,8 +272,9 @@ def track_losses(
     marks: Mapping[str, tuple[Tensor, Tensor]],
     min_level: float,
     shares: Mapping[str, Tensor] | None = None,
+    prediction: Prediction = "x0",
 ) -> dict[str, Tensor]:
-    """Loss of each track: `denoise` (to x0) is shown the clean values with noise at their levels.
+    """Loss of each track: `denoise` is shown the clean values with noise at their levels, and gives `prediction`.
 
     clean and noise: video (B, C, T, h, w), audio (B, C, N). marks: levels and marked cells, both (B, T or N).
     shares: of the tracks that have them, how much each cell counts, (B, 1, ...).
@@ -265,7 +286,8 @@ def track_losses(
         level, marked[name] = (mark.reshape(shape) for mark in marks[name])
         times_s = torch.tensor(cells.times_s(name), device=value.device)
         tracks[name] = Track(PATH.add_noise(value, noise[name], level), level, times_s)
-    x0 = denoise(tracks)
+    answers = denoise(tracks)
+    x0 = {name: PATH.to_x0(prediction, answers[name], track.values, track.noise) for name, track in tracks.items()}
     return {
         name: velocity_weighted_error(x0[name], clean[name], track.noise, marked[name], min_level, shares.get(name))
         for name, track in tracks.items()

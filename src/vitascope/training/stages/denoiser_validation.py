@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vitascope.core.protocols import Denoiser, Prepares
 from vitascope.core.random import generator
 from vitascope.core.tracks import AUDIO, VIDEO, TextContext, Track, Tracks
 from vitascope.diffusion.guidance import Guidance, GuidedDenoiser
@@ -15,10 +16,17 @@ from vitascope.diffusion.samplers import sampler_named
 from vitascope.diffusion.schedules import shifted_levels
 from vitascope.media.pictures import contact_sheet, write_picture
 from vitascope.media.writing import write_clip
-from vitascope.models.factorised.model import FactorisedDenoiser
 from vitascope.models.text.bytes.model import ByteTextEncoder
 from vitascope.training.codecs import CodecFiles, Codecs
-from vitascope.training.objectives.denoising import PATH, STILL, TASKS, ClipCells, NoiseLevels, draw_cells, track_losses
+from vitascope.training.objectives.denoising import (
+    PATH,
+    STILL,
+    ClipCells,
+    NoiseLevels,
+    draw_cells,
+    tasks_of,
+    track_losses,
+)
 from vitascope.training.pool import PoolSpec, encode_clips, pool_scene
 from vitascope.world.captions import core_caption
 
@@ -58,15 +66,15 @@ class Validator:
             self._codecs = self.files.load(self.device)
         return self._codecs
 
-    def run(self, text: ByteTextEncoder, denoiser: FactorisedDenoiser, folder: Path) -> dict[str, float]:
+    def run(self, text: ByteTextEncoder, denoiser: Denoiser, folder: Path) -> dict[str, float]:
         """Write samples.png and clips to `folder`; return losses by track, task and level."""
         self._show(text, denoiser, folder)
-        return self._score(text, denoiser)
+        return self.score(text, denoiser)
 
     def _prompts(self, numbers: range) -> list[str]:
         return [core_caption(pool_scene(self.spec, number)) for number in numbers]
 
-    def _show(self, text: ByteTextEncoder, denoiser: FactorisedDenoiser, folder: Path) -> None:
+    def _show(self, text: ByteTextEncoder, denoiser: Denoiser, folder: Path) -> None:
         if not self.options.num_shown:
             return
         prompts = self._prompts(range(self.options.num_shown))
@@ -78,27 +86,33 @@ class Validator:
             write_clip(path, frames[number], self.spec.fmt.fps, sounds[number], rate_hz, {"comment": prompts[number]})
 
     def sample(
-        self, text: ByteTextEncoder, denoiser: FactorisedDenoiser, prompts: list[str]
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """Clips (T, 3, H, W) uint8 and their sounds (N,) for `prompts`, from pure noise."""
+        self, text: ByteTextEncoder, denoiser: Denoiser, prompts: list[str]
+    ) -> tuple[list[Tensor], list[Tensor | None]]:
+        """Clips (T, 3, H, W) uint8 and their sounds (N,), None of a model without, for `prompts`, from pure noise."""
         options, codecs = self.options, self.codecs()
-        denoise = GuidedDenoiser(denoiser, PATH, text(prompts), text([""]), Guidance(options.guidance_scale))
+        texts = [text(prompts), text([""])]
+        if isinstance(denoiser, Prepares):
+            texts = [denoiser.prepare(part) for part in texts]
+        denoise = GuidedDenoiser(denoiser, PATH, texts[0], texts[1], Guidance(options.guidance_scale))
         levels = shifted_levels(options.num_steps, options.shift)
-        tracks: Tracks = self._noise(len(prompts))
+        tracks: Tracks = self._noise(len(prompts), denoiser.capabilities.tracks)
         for step in sampler_named(options.sampler)(denoise, tracks, levels, path=PATH):
             tracks = step.tracks
         num_samples = self.spec.fmt.num_samples
         clips, sounds = [], []
-        for video, audio in zip(tracks[VIDEO].values, tracks[AUDIO].values, strict=True):
+        for row, video in enumerate(tracks[VIDEO].values):
             frames = codecs.video.decode(video[None])[0].movedim(0, 1)
             clips.append(((frames.clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8))
-            sounds.append(codecs.audio.decode(audio[None])[0, 0, :num_samples].clamp(-1, 1).cpu())
+            sound = None
+            if AUDIO in tracks:
+                sound = codecs.audio.decode(tracks[AUDIO].values[row][None])[0, 0, :num_samples].clamp(-1, 1).cpu()
+            sounds.append(sound)
         return clips, sounds
 
-    def _noise(self, count: int) -> dict[str, Track]:
+    def _noise(self, count: int, names: tuple[str, ...]) -> dict[str, Track]:
         tracks = {}
         for name, value in self._held_out()[0].items():
-            if name in (VIDEO, AUDIO):
+            if name in names:
                 shape = (count, *value.shape[1:])
                 values = torch.randn(shape, generator=generator(self.spec.seed, "sample", name)).to(self.device)
                 level = torch.ones(count, 1, value.shape[2], *(1,) * (value.ndim - 3), device=self.device)
@@ -112,8 +126,9 @@ class Validator:
             self._chunks = [encode_clips(numbers, self.spec, self.codecs(), self.device) for numbers in chunks]
         return self._chunks
 
-    def _score(self, text: ByteTextEncoder, denoiser: FactorisedDenoiser) -> dict[str, float]:
-        """Mean losses: all unknown cells at one level each of LEVELS ("level_0.5_video"), and each task at 0.5."""
+    def score(self, text: ByteTextEncoder, denoiser: Denoiser) -> dict[str, float]:
+        """Mean losses: all unknown cells at one level each of LEVELS ("level_0.5_video"), and at 0.5 each task that the
+        model can be given. Two models are shown the same clips with the same noise."""
         sums: dict[str, list[float]] = {}
         first = 0
         for chunk in self._held_out():
@@ -123,20 +138,20 @@ class Validator:
             for level in LEVELS:
                 for track, loss in self._losses(denoiser, chunk, context, "text", level).items():
                     sums.setdefault(f"level_{level}_{track}", []).append(loss)
-            for task in TASKS:
+            for task in tasks_of(denoiser.capabilities):
                 for track, loss in self._losses(denoiser, chunk, context, task, 0.5).items():
                     sums.setdefault(f"{task}_{track}", []).append(loss)
         return {name: sum(values) / len(values) for name, values in sums.items()}
 
     def _losses(
-        self, denoiser: FactorisedDenoiser, chunk: dict[str, Tensor], context: TextContext, task: str, level: float
+        self, denoiser: Denoiser, chunk: dict[str, Tensor], context: TextContext, task: str, level: float
     ) -> dict[str, float]:
         """Losses of the tracks that have something unknown, with noise that is the same at every call."""
         draw = generator(self.spec.seed, "score", task)
         count, still_frame = len(chunk[VIDEO]), chunk["still_frame"]
         shared = NoiseLevels(per_track_share=0.0, per_frame_share=0.0, soft_known_share=0.0)
         cells = draw_cells(count, self.cells, {task: 1.0}, shared, draw, still_frame)
-        clean = {name: chunk[name].float() for name in (VIDEO, AUDIO)}
+        clean = {name: chunk[name].float() for name in denoiser.capabilities.tracks}
         rows = (cells.task == STILL).nonzero()[:, 0]
         clean[VIDEO][rows, :, still_frame[rows]] = chunk["still"][rows].float()
         noise = {name: torch.randn(value.shape, generator=draw) for name, value in clean.items()}
@@ -146,5 +161,8 @@ class Validator:
             silent = cells.silent[:, [VIDEO, AUDIO].index(name), None]
             marks[name] = (levels.masked_fill(silent, 1.0).to(self.device), cells.marked(name).to(self.device))
         clean, noise = ({name: value.to(self.device) for name, value in group.items()} for group in (clean, noise))
-        losses = track_losses(lambda tracks: denoiser(tracks, context), self.cells, clean, noise, marks, 0.05)
+        kind = denoiser.capabilities.prediction
+        losses = track_losses(
+            lambda tracks: denoiser(tracks, context), self.cells, clean, noise, marks, 0.05, prediction=kind
+        )
         return {name: float(loss) for name, loss in losses.items() if bool(cells.marked(name).any())}
