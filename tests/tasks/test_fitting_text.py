@@ -94,7 +94,7 @@ def test_a_text_encoder_that_is_too_large_is_read_layer_by_layer(
     monkeypatch.setattr(Offloaded, "bring", lambda self: pytest.fail("weights were read"))
     _, found, peak = texts_of(reading(tiny_model, large_text, 110, tmp_path / "whole"), [REQUEST])
     assert torch.equal(found.embeddings, expected.embeddings)
-    assert peak < 8 * MB
+    assert peak < 30 * MB
 
 
 def test_a_limit_that_not_even_one_layer_fits_is_refused(tiny_model: Path, large_text: T5Files) -> None:
