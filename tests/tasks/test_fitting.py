@@ -147,7 +147,7 @@ def test_what_is_held_from_step_to_step_makes_the_prediction_higher(weights: Pat
     for kind in ("first_block", "tea"):
         cached = PipelineCosts(pipeline, parts, Clips(FORMAT, step_cache=kind)).denoise(True)
         # what tells the change and what was added, of a step ago and of this one, and a state beside a layer's own
-        assert 2 * state <= cached - plain <= 6 * state
+        assert 1.9 * state <= cached - plain <= 6 * state
     perturbed = PipelineCosts(pipeline, parts, Clips(FORMAT, perturbed="block", step_cache="first_block"))
     assert perturbed.denoise(True) > PipelineCosts(pipeline, parts, Clips(FORMAT, step_cache="first_block")).denoise(
         True

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from vitascope.core.errors import InputError
-from vitascope.core.freed_memory import release_freed_memory
+from vitascope.core.freed_memory import release_freed_memory, return_freed_memory
 from vitascope.core.memory import held_bytes
 from vitascope.core.shapes import ClipFormat
 from vitascope.core.tracks import TextContext
@@ -78,20 +78,23 @@ def texts_of(pipeline: Pipeline, requests: Sequence[GenerateRequest]) -> tuple[M
 def test_a_text_encoder_that_is_too_large_is_read_layer_by_layer(
     tiny_model: Path, large_text: T5Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan, expected, _ = texts_of(reading(tiny_model, large_text, 900, tmp_path / "whole"), [REQUEST])
-    assert plan.text == WHOLE
-    assert 210 * MB < plan.stages[0].weights < 220 * MB
+    return_freed_memory()
+    large = reading(tiny_model, large_text, 900, tmp_path / "whole")
+    kept(large).fit(large, [REQUEST], True)  # what planning imports is there from now on
     plan, found, peak = texts_of(reading(tiny_model, large_text, 110, tmp_path / "layers"), [REQUEST])
     assert plan.text == Layers(0, group=2)
     assert "layers of the text encoder come 2 at a time, the next ones ahead of time" in plan.lines()[0]
-    assert torch.equal(found.embeddings, expected.embeddings)
     # two groups of layers of 17 MB at least; at most what was said
     assert 4 * 16 * MB < peak < plan.stages[0].total < 110 * MB
+    plan, expected, _ = texts_of(large, [REQUEST])
+    assert plan.text == WHOLE
+    assert 210 * MB < plan.stages[0].weights < 220 * MB
+    assert torch.equal(found.embeddings, expected.embeddings)
     # what is on the disk is read from there by whichever plan
     monkeypatch.setattr(Offloaded, "bring", lambda self: pytest.fail("weights were read"))
     _, found, peak = texts_of(reading(tiny_model, large_text, 110, tmp_path / "whole"), [REQUEST])
     assert torch.equal(found.embeddings, expected.embeddings)
-    assert peak < 8 * MB
+    assert peak < 30 * MB
 
 
 def test_a_limit_that_not_even_one_layer_fits_is_refused(tiny_model: Path, large_text: T5Files) -> None:
