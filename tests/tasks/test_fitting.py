@@ -144,10 +144,10 @@ def test_what_is_held_from_step_to_step_makes_the_prediction_higher(weights: Pat
     plain = PipelineCosts(pipeline, parts, Clips(FORMAT)).denoise(True)
     # tokens of both branches: 2 latent frames of 2 x 4, 512 numbers each
     state = 2 * 2 * 8 * 512 * 4
-    for kind in ("first_block", "tea"):
+    # what was added a step ago, and with a first block what tells the change, of a step ago and of this one
+    for kind, least in (("first_block", 1.9), ("tea", 1.0)):
         cached = PipelineCosts(pipeline, parts, Clips(FORMAT, step_cache=kind)).denoise(True)
-        # what tells the change and what was added, of a step ago and of this one, and a state beside a layer's own
-        assert 1.9 * state <= cached - plain <= 6 * state
+        assert least * state <= cached - plain <= 6 * state
     perturbed = PipelineCosts(pipeline, parts, Clips(FORMAT, perturbed="block", step_cache="first_block"))
     assert perturbed.denoise(True) > PipelineCosts(pipeline, parts, Clips(FORMAT, step_cache="first_block")).denoise(
         True

@@ -179,10 +179,12 @@ class PipelineCosts:
         module: Any = self.pipeline.denoiser
         config: Any = getattr(module, "config", None)
         depth = getattr(config, "depth", 0)
-        if depth > 3 and not getattr(config, "exchanges", ()):
+        # a step cache runs the first layer apart, and a branch may leave it out: one more, and the rest is as it is
+        few = 2 if self.clips.step_cache is None and self.clips.perturbed is None else 3
+        if depth > few + 1 and not getattr(config, "exchanges", ()):
             # all layers are alike: each one more adds what it keeps of the texts
-            short, longer = (self._call(replace(config, depth=d), together).peak for d in (2, 3))
-            peak = longer + (depth - 3) * max(0, longer - short)
+            short, longer = (self._call(replace(config, depth=d), together).peak for d in (few, few + 1))
+            peak = longer + (depth - few - 1) * max(0, longer - short)
         else:
             peak = self._call(config, together).peak
         values = sum(prod(track.values.shape) for track in self._tracks("meta").values())
