@@ -34,10 +34,10 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.shape[-2] if x.ndim > 1 else 1
         if tokens <= ROWS or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self._apply(x)
-        return torch.cat([self._apply(part) for part in x.split(ROWS, -2)], -2)
+            return self._through(x)
+        return torch.cat([self._through(part) for part in x.split(ROWS, -2)], -2)
 
-    def _apply(self, x: Tensor) -> Tensor:
+    def _through(self, x: Tensor) -> Tensor:
         hidden = self.rise(x)
         if self.kind == "gelu":
             return self.fall(F.gelu(hidden, approximate="tanh"))
