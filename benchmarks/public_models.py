@@ -81,7 +81,7 @@ def step(family: str, side: str, dtype: torch.dtype) -> Run:
 
 def _our_step(family: str, theirs: Any, latents: torch.Tensor, text: torch.Tensor, dtype: torch.dtype) -> Run:
     from vitascope.core.tracks import VIDEO, TextContext, Track
-    from vitascope.diffusion.guidance import Guidance, GuidedDenoiser
+    from vitascope.diffusion.guidance import Guidance, GuidedDenoiser, busy_values
     from vitascope.diffusion.paths import RectifiedFlow
     from vitascope.diffusion.samplers import sampler_named
     from vitascope.models import named
@@ -97,7 +97,9 @@ def _our_step(family: str, theirs: Any, latents: torch.Tensor, text: torch.Tenso
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32)
     with torch.no_grad(), autocast:
         cond, uncond = (model.prepare(TextContext(text[i : i + 1], mask)) for i in range(2))
-    guided = GuidedDenoiser(model, RectifiedFlow(), cond, uncond, Guidance(GUIDANCE))
+    guided = GuidedDenoiser(
+        model, RectifiedFlow(), cond, uncond, Guidance(GUIDANCE), busy_values=busy_values(torch.device("cpu"))
+    )
     noise = torch.ones(1, 1, *[1] * (latents.ndim - 2)) * 0.9
     track = Track(latents, noise, torch.arange(latents.shape[2]) / 3.0)
 

@@ -22,8 +22,7 @@ from vitascope.core.protocols import (
     TemporalStrategy,
 )
 from vitascope.core.tracks import TextContext, Track, Tracks
-from vitascope.diffusion import guidance as guidance_module
-from vitascope.diffusion.guidance import Guidance, GuidedDenoiser, guide, join_texts, rescale
+from vitascope.diffusion.guidance import Guidance, GuidedDenoiser, busy_values, guide, join_texts, rescale
 from vitascope.diffusion.paths import RectifiedFlow
 from vitascope.diffusion.samplers import SAMPLERS
 from vitascope.diffusion.schedules import uniform_levels
@@ -132,13 +131,14 @@ def test_branches_may_be_split_over_calls(max_clips: int | None, batches: list[i
         torch.testing.assert_close(split[name], whole[name])
 
 
-def test_large_clips_on_a_cpu_go_branch_by_branch(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("limit", "batches"), [(None, [4]), (1, [2, 2]), (10**6, [4])])
+def test_clips_that_keep_a_device_busy_go_branch_by_branch(limit: int | None, batches: list[int]) -> None:
     whole, _ = run(Guidance(2.0))
-    monkeypatch.setattr(guidance_module, "BUSY_VALUES", 1)
-    split, model = run(Guidance(2.0))
-    assert [call["batch"] for call in model.calls] == [2, 2]
+    split, model = run(Guidance(2.0), busy_values=limit)
+    assert [call["batch"] for call in model.calls] == batches
     for name in whole:
         torch.testing.assert_close(split[name], whole[name])
+    assert busy_values(torch.device("cuda")) is None
 
 
 def test_scale_one_needs_no_unconditional_branch() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from vitascope.caches.steps import StepCaching
+from vitascope.caches.steps import Kind, StepCaching
 from vitascope.core.errors import CheckpointError, InputError
 from vitascope.core.freed_memory import release_freed_memory
 from vitascope.core.memory import held_bytes
@@ -145,7 +145,8 @@ def test_what_is_held_from_step_to_step_makes_the_prediction_higher(weights: Pat
     # tokens of both branches: 2 latent frames of 2 x 4, 512 numbers each
     state = 2 * 2 * 8 * 512 * 4
     # what was added a step ago, and with a first block what tells the change, of a step ago and of this one
-    for kind, least in (("first_block", 1.9), ("tea", 1.0)):
+    kinds: tuple[tuple[Kind, float], ...] = (("first_block", 1.9), ("tea", 1.0))
+    for kind, least in kinds:
         cached = PipelineCosts(pipeline, parts, Clips(FORMAT, step_cache=kind)).denoise(True)
         assert least * state <= cached - plain <= 6 * state
     perturbed = PipelineCosts(pipeline, parts, Clips(FORMAT, perturbed="block", step_cache="first_block"))

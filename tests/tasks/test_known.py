@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers.pipelines.ltx import pipeline_ltx_condition
 from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
+from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
@@ -94,7 +95,7 @@ def test_noise_on_known_frames_does_what_it_does_in_diffusers(
 ) -> None:
     (theirs, ours), given = ltx["conditions"], CASES[name]
     monkeypatch.setattr(pipeline_ltx_condition, "retrieve_latents", lambda out, generator: out.latent_dist.mode())
-    plain_noise, draw = pipeline_ltx_condition.randn_tensor, generator(3, "known")
+    plain_noise, draw = randn_tensor, generator(3, "known")
     start = start_tracks(ours, FORMAT, given, 3)[VIDEO]
     count = start.values.shape[2]
 

@@ -33,7 +33,7 @@ PERTURBATIONS: tuple[Perturbation, ...] = ("attention", "block")
 RescaleOn = Literal["x0", "velocity"]
 RESCALE_ON: tuple[RescaleOn, ...] = ("x0", "velocity")
 BUSY_VALUES = 2**17
-"""Values of latents from which one branch keeps a CPU busy: more of them in a call take memory and save no time."""
+"""Values of latents from which one branch keeps a CPU busy: more branches in a call take memory and save no time."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ class GuidedDenoiser:
 
     cond, uncond: text of batch B or 1. `uncond` is needed where a text scale is not 1.
     seed: of the noise that stands for the other tracks in cross-modal guidance; the same at every step.
-    max_clips: most clips in one call of the model; None puts all branches into one call. Large clips on a CPU go branch
-    by branch (`BUSY_VALUES`).
+    max_clips: most clips in one call of the model; None puts all branches into one call.
+    busy_values: values of latents from which branches go one by one all the same; None for no such limit.
     level_grid: if above 0, the model is told levels rounded down to multiples of 1 / level_grid.
     steps: skips blocks where little changes from step to step; it serves one run of a sampler.
     """
@@ -100,6 +100,7 @@ class GuidedDenoiser:
     seed: int = 0
     level_grid: int = 0
     steps: StepCache | None = None
+    busy_values: int | None = None
     _joined: dict[tuple[object, ...], TextContext] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __call__(self, tracks: Tracks) -> dict[str, Tensor]:
@@ -155,7 +156,7 @@ class GuidedDenoiser:
         values = [track.values for track in branches[0].tracks.values()]
         num_clips = values[0].shape[0]
         together = len(branches) if self.max_clips is None else max(1, self.max_clips // num_clips)
-        if values[0].device.type == "cpu" and sum(value.numel() for value in values) >= BUSY_VALUES:
+        if self.busy_values is not None and sum(value.numel() for value in values) >= self.busy_values:
             together = 1
         results: dict[str, dict[str, Tensor]] = {}
         for kind in (False, True):
@@ -212,6 +213,11 @@ class GuidedDenoiser:
             return batch
         steps = {name: (track.noise * self.level_grid + 1e-4).floor() for name, track in batch.items()}
         return {name: track.with_values(track.values, steps[name] / self.level_grid) for name, track in batch.items()}
+
+
+def busy_values(device: torch.device) -> int | None:
+    """From how many values of latents on one branch of guidance keeps a device busy; None where that is not known."""
+    return BUSY_VALUES if device.type == "cpu" else None
 
 
 @dataclass(frozen=True)

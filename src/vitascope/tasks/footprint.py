@@ -18,7 +18,7 @@ from torch import nn
 from vitascope.caches.steps import Kind, StepCache, StepCaching
 from vitascope.core.shapes import ClipFormat, latent_frames, num_audio_latents
 from vitascope.core.tracks import AUDIO, VIDEO, TextContext, Track
-from vitascope.diffusion.guidance import Guidance, GuidedDenoiser, Perturbation
+from vitascope.diffusion.guidance import Guidance, GuidedDenoiser, Perturbation, busy_values
 from vitascope.models.codecs.decoding import AS_IT_IS, Decoding, Streams, Tiles, decode_frames
 from vitascope.models.offload.offloaded import IN_TURN, WHOLE, Layers, Offloaded, WeightBytes
 from vitascope.models.pretrained import import_bytes
@@ -209,6 +209,7 @@ class PipelineCosts:
                 call = GuidedDenoiser(
                     denoiser, self.pipeline.path, ready[0], ready[-1], guidance, camera=camera,
                     max_clips=None if together else clips.count, steps=steps,
+                    busy_values=busy_values(self.pipeline.device),
                 )  # fmt: skip
                 if steps is not None:
                     call(tracks)  # while blocks run, what they added a step ago is still held

@@ -20,7 +20,7 @@ from vitascope.core.protocols import Prepares
 from vitascope.core.random import generator
 from vitascope.core.shapes import ClipFormat, latent_frames
 from vitascope.core.tracks import AUDIO, VIDEO, TextContext, Track, Tracks
-from vitascope.diffusion.guidance import Guidance, GuidedDenoiser, join_tracks
+from vitascope.diffusion.guidance import Guidance, GuidedDenoiser, busy_values, join_tracks
 from vitascope.diffusion.samplers import SAMPLERS, sampler_named
 from vitascope.diffusion.samplers.step import Step
 from vitascope.diffusion.sampling_schedule import listed_levels
@@ -221,6 +221,7 @@ def _guided(
         camera=torch.stack([_latent_camera(pipeline, camera) for camera in cameras]) if cameras else None,
         max_clips=pipeline.max_clips,
         steps=cache,
+        busy_values=busy_values(pipeline.device),
     )
 
 
