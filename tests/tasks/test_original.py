@@ -199,7 +199,8 @@ def test_a_clip_is_the_same_from_either_layout(
     request = GenerateRequest(PROMPT, format=case.format, num_inference_steps=case.steps, given=given)
     beside = Beside(text_encoder=str(text_folders / case.encoder))
     clips = [generate(load_pipeline(str(folder), "cpu", "fp32", beside), request).clip.frames for folder in folders]
-    assert torch.equal(*clips)
+    # weights are where their files have them, and products in fp32 depend on how they lie in memory by their last bits
+    assert (clips[0].int() - clips[1].int()).abs().max() <= 1
     assert clips[0].float().std() > 1
 
 
