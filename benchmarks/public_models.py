@@ -2,7 +2,8 @@
 
     python benchmarks/public_models.py [--only "wan step" ...] [--rounds 3] [--dtypes bf16 fp32]
 
-Every figure is of a process of its own, ours and theirs in turn, `--rounds` times each. A step is what a sampler does
+Every figure is of a process of its own, ours and theirs in turn, `--rounds` times each; figures of other cases that the
+results hold already stay, with the commit that they are of. A step is what a sampler does
 once: both branches of guidance, the guided velocity, and the sampler's own arithmetic; ours has the text's keys and
 values ready, as a clip has from its first step on. Memory is how far the resident memory rises while the work runs.
 """
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import write_results
+from measure import RESULTS, machine, write_results
 
 Run = Callable[[], object]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -191,13 +192,20 @@ def _without_gradients(run: Run) -> Run:
 START_OURS = """
 import sys
 from vitascope.tasks.load import load_pipeline
-load_pipeline(sys.argv[1], "cpu", sys.argv[2])
+pipeline = load_pipeline(sys.argv[1], "cpu", sys.argv[2])
+if sys.argv[3]:
+    pipeline.text_encoder([sys.argv[3]])
 """
 START_THEIRS = """
 import sys, torch
 from diffusers import WanPipeline
-WanPipeline.from_pretrained(sys.argv[1], torch_dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[sys.argv[2]])
+dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[sys.argv[2]]
+pipeline = WanPipeline.from_pretrained(sys.argv[1], torch_dtype=dtype)
+if sys.argv[3]:
+    pipeline.encode_prompt(sys.argv[3], do_classifier_free_guidance=False)
 """
+STARTS = {"wan start": "", "wan start, a prompt read": "w1 w2 w3"}
+"""What is read after loading. Ours opens the text encoder for the first prompt that it has no embedding of."""
 
 
 def start_folder(root: Path) -> None:
@@ -221,11 +229,11 @@ def start_folder(root: Path) -> None:
     ).save_pretrained(root)
 
 
-def start(folder: Path, side: str, dtype: str) -> dict[str, float]:
-    """Wall time of a process that imports and loads a pipeline and ends."""
+def start(folder: Path, prompt: str, side: str, dtype: str) -> dict[str, float]:
+    """Wall time of a process that imports and loads a pipeline, reads a prompt if there is one, and ends."""
     program = START_OURS if side == "vitascope" else START_THEIRS
     begin = time.perf_counter()
-    subprocess.run([sys.executable, "-c", program, str(folder), dtype], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-c", program, str(folder), dtype, prompt], check=True, capture_output=True)
     return {"seconds": time.perf_counter() - begin}
 
 
@@ -293,7 +301,7 @@ def apart(name: str, side: str, dtype: str) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="+", default=[*CASES, "wan start"])
+    parser.add_argument("--only", nargs="+", default=[*CASES, *STARTS])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtypes", nargs="+", default=["bf16", "fp32"], choices=DTYPES)
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
@@ -305,17 +313,29 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for name in arguments.only:
         for dtype in arguments.dtypes:
-            if name == "wan start":
+            if name in STARTS:
                 with tempfile.TemporaryDirectory() as folder:
                     start_folder(Path(folder))
                     rows += compare(
                         name, dtype, arguments.rounds,
-                        lambda side, folder=folder, dtype=dtype: start(Path(folder), side, dtype),
+                        lambda side, folder=folder, name=name, dtype=dtype: start(
+                            Path(folder), STARTS[name], side, dtype
+                        ),
                     )  # fmt: skip
                 continue
             both = compare(name, dtype, arguments.rounds, lambda side, name=name, dtype=dtype: apart(name, side, dtype))
             rows += [{**row, **CASES[name].shape} for row in both]
-    write_results("public_models", torch.device("cpu"), rows)
+    device = torch.device("cpu")
+    rows = [{**row, "commit": machine(device)["commit"]} for row in rows]
+    write_results("public_models", device, [*_earlier(rows), *rows])
+
+
+def _earlier(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of the results that are not measured anew."""
+    path = RESULTS / "public_models.json"
+    anew = {(row["what"], row["dtype"]) for row in rows}
+    known = json.loads(path.read_text())["rows"] if path.is_file() else []
+    return [row for row in known if (row["what"], row["dtype"]) not in anew]
 
 
 if __name__ == "__main__":
