@@ -51,7 +51,7 @@ CONFIGS: dict[str, Any] = {
     "mochi_codec": MochiCodecConfig((32, 32), (32, 32), (2,), (1, 1, 1), (False, True, True)),
 }
 
-OWN = ("causal_video", "waveform", "bytes", "factorised")
+OWN = ("causal_video", "waveform", "bytes")
 """Families that are built with their weights."""
 
 
