@@ -9,6 +9,7 @@ from torch import nn
 
 from vitascope.core.errors import InputError
 from vitascope.nn import feed_forward as feed_forward_module
+from vitascope.nn import resnet
 from vitascope.nn.feed_forward import KINDS, FeedForward, FeedForwardKind
 from vitascope.nn.modulation import (
     ModulationProjection,
@@ -115,3 +116,13 @@ def test_layer_norm_gives_mean_0_and_variance_1_in_float32() -> None:
     assert out.dtype == torch.float32
     torch.testing.assert_close(out.mean(-1), torch.zeros(4), rtol=0, atol=1e-5)
     torch.testing.assert_close(out.var(-1, correction=0), torch.ones(4), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 7])
+def test_a_channel_norm_in_parts_is_that_of_all_at_once(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resnet, "_AT_ONCE", 40)
+    norm, x = resnet.ChannelNorm(4), torch.randn(1, 2, rows, 5, 4)
+    nn.init.normal_(norm.weight)
+    expected = norm(x)
+    with torch.no_grad():
+        assert torch.equal(norm(x), expected)  # the same operations, on slices

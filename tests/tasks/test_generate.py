@@ -174,7 +174,7 @@ class Watched:
         return self.inner(first, *rest)  # type: ignore[operator]
 
 
-def test_guidance_of_one_asks_for_no_unconditional_half(pipeline: Pipeline) -> None:
+def test_guidance_of_one_asks_for_no_unconditional_half(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     def watched(**changes: object) -> tuple[list[int], list[int]]:
         denoiser, text = Watched(pipeline.denoiser), Watched(pipeline.text_encoder)
         generate(replace(pipeline, denoiser=denoiser, text_encoder=text), request(pipeline, **changes))
@@ -182,6 +182,8 @@ def test_guidance_of_one_asks_for_no_unconditional_half(pipeline: Pipeline) -> N
 
     assert watched() == ([2, 2, 2], [2])
     assert watched(guidance_scale=1.0) == ([1, 1, 1], [1])
+    monkeypatch.setattr("vitascope.diffusion.guidance.BUSY_VALUES", 1)  # a large clip on a CPU goes half by half
+    assert watched() == ([1] * 6, [2])
     plain, negative = (generate(pipeline, request(pipeline, negative_prompt=text)) for text in ("", "a blue box"))
     assert not torch.equal(plain.clip.frames, negative.clip.frames)
 

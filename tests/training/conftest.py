@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from vitascope.models.codecs.causal_video.config import CausalVideoConfig, Level
 from vitascope.models.codecs.causal_video.model import CausalVideoCodec
 from vitascope.models.codecs.waveform.config import WaveformConfig, WaveLevel
 from vitascope.models.codecs.waveform.model import WaveformCodec
+from vitascope.training.checkpoints import list_checkpoints, read_checkpoint, write_checkpoint
 from vitascope.training.codecs import CodecFiles
 from vitascope.training.pool import PoolSpec
 from vitascope.weights.checkpoint import save_checkpoint
@@ -64,6 +66,24 @@ def _assert_same(a: Any, b: Any, where: str = "state") -> None:
             _assert_same(one, other, f"{where}[{place}]")
     else:
         assert a == b, where
+
+
+@pytest.fixture
+def losses_that_resume(tmp_path: Path) -> Callable[[Callable[[], Any], Callable[[Any, int], list[float]]], list[float]]:
+    """The losses of four steps by a trainer that is made and takes steps so. Fails unless two steps, a checkpoint and
+    two more by another one give the same, and the same state, to the bit."""
+
+    def check(make: Callable[[], Any], take: Callable[[Any, int], list[float]]) -> list[float]:
+        whole, first, second = make(), make(), make()
+        losses = take(whole, 4)
+        assert take(first, 2) == losses[:2]
+        write_checkpoint(tmp_path, 2, first.state_dict(), keep=1)
+        second.load_state_dict(read_checkpoint(list_checkpoints(tmp_path)[-1][1]))
+        assert take(second, 2) == losses[2:]
+        _assert_same(second.state_dict(), whole.state_dict())
+        return losses
+
+    return check
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from vitascope.models.codecs.causal_video import config as causal_video
 from vitascope.models.codecs.causal_video.config import CausalVideoConfig
 from vitascope.models.codecs.waveform import config as waveform
 from vitascope.models.codecs.waveform.config import WaveformConfig
-from vitascope.training.checkpoints import list_checkpoints, read_checkpoint, write_checkpoint
+from vitascope.training.checkpoints import write_checkpoint
 from vitascope.training.codecs import CodecFiles
 from vitascope.training.focus import subject_focus
 from vitascope.training.loop import RunOptions, Trainer, run
@@ -108,18 +108,10 @@ GOLDEN = {
 
 @pytest.mark.parametrize("name", STAGES)
 def test_resumed_equals_uninterrupted_and_the_losses_of_record(
-    name: str, options: Callable[[str], Table], tmp_path: Path, assert_same: AssertSame
+    name: str, options: Callable[[str], Table], losses_that_resume: Callable[..., list[float]]
 ) -> None:
     recipe = make_recipe(name, options(name))
-    whole = make_trainer(recipe)
-    losses = take(whole, 4)
-    first = make_trainer(recipe)
-    assert take(first, 2) == losses[:2]
-    write_checkpoint(tmp_path, 2, first.state_dict(), keep=1)
-    second = make_trainer(recipe)
-    second.load_state_dict(read_checkpoint(list_checkpoints(tmp_path)[-1][1]))
-    assert take(second, 2) == losses[2:]
-    assert_same(second.state_dict(), whole.state_dict())
+    losses = losses_that_resume(lambda: make_trainer(recipe), take)
     # Other machines add in another order, and the pool of the denoiser is in bf16. Muon orthogonalises in bf16, so that
     # its steps differ by up to 1% between machines, of a change of the loss that is itself a part of it.
     assert losses[0] == pytest.approx(GOLDEN[name][0], rel=1e-3)

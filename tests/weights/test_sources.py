@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vitascope.core.errors import CheckpointError
 from vitascope.weights.keys import Fuse, KeyTable, Rename, Split
+from vitascope.weights.plain_file import PlainFile
 from vitascope.weights.sources import MemorySource, TensorSource, Under, open_source, read_metadata
 from vitascope.weights.streaming import load_streaming
 
@@ -175,6 +176,23 @@ def test_weights_share_no_memory_with_their_source() -> None:
     for value in model.state_dict().values():
         assert bool(value.all())
         assert value.untyped_storage().nbytes() == value.nbytes  # and no larger tensor is kept for a part of it
+
+
+def test_weights_that_need_no_change_are_pages_of_their_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file({"a": torch.ones(4, 4)}, tmp_path / "model.safetensors")
+    viewed: list[int] = []
+    view = PlainFile.view
+
+    def watched(file: PlainFile, name: str) -> Tensor:
+        tensor = view(file, name)
+        viewed.append(tensor.data_ptr())
+        return tensor
+
+    monkeypatch.setattr(PlainFile, "view", watched)
+    with torch.device("meta"):
+        model = nn.Linear(4, 4, bias=False)
+    load_streaming(model, open_source(tmp_path), (Rename("a", "weight"),))
+    assert viewed == [model.weight.data_ptr()]
 
 
 def test_weights_that_do_not_fit_the_model_are_told() -> None:

@@ -33,7 +33,7 @@ PERTURBATIONS: tuple[Perturbation, ...] = ("attention", "block")
 RescaleOn = Literal["x0", "velocity"]
 RESCALE_ON: tuple[RescaleOn, ...] = ("x0", "velocity")
 BUSY_VALUES = 2**17
-"""Values of latents from which one branch keeps a CPU busy: more branches in a call take memory and save no time."""
+"""Values of latents from which one branch is work enough for a CPU: more branches in a call only take more memory."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ class ChannelNorm(nn.Module):
         if torch.is_grad_enabled():
             return x * self._scale(x) * weight
         out = torch.empty_like(x)
-        rows = max(1, _AT_ONCE * x.shape[-3] // x.numel())
+        rows = max(1, _AT_ONCE * x.shape[-3] // max(1, x.numel()))
         for part, place in zip(x.split(rows, -3), out.split(rows, -3), strict=True):
             torch.mul(part, self._scale(part), out=place).mul_(weight)
         return out

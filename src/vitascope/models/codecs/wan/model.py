@@ -120,7 +120,8 @@ class Encoder(nn.Module):
             layers += _residuals(above, here, config.blocks)
             if level < len(config.halve_time):
                 layers.append(Halve(here, config.halve_time[level]))
-        self.alone = next((i for i, one in enumerate(layers) if isinstance(one, Halve) and one.time), len(layers))
+        halving = (place for place, layer in enumerate(layers) if isinstance(layer, Halve) and layer.time is not None)
+        self.full_rate = next(halving, len(layers))  # layers before time is halved
         self.layers = nn.ModuleList([*layers, *_middle(channels[-1])])
         self.norm_out = ChannelNorm(channels[-1], EPS)
         self.conv_out = CausalConv3d(channels[-1], 2 * config.latent_channels)
@@ -128,8 +129,8 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor, cache: TailCache | None = None) -> Tensor:
         """Up to what halves time frame by frame, where a cache hands on what came before."""
         parts = [x] if cache is None else x.split(1, 1)
-        early = [_run(self.layers[: self.alone], self.conv_in(part, cache), cache) for part in parts]
-        x = _run(self.layers[self.alone :], torch.cat(early, 1), cache)
+        early = [_run(self.layers[: self.full_rate], self.conv_in(part, cache), cache) for part in parts]
+        x = _run(self.layers[self.full_rate :], torch.cat(early, 1), cache)
         return self.conv_out(silu(self.norm_out(x)), cache)
 
 
@@ -156,10 +157,10 @@ class Decoder(nn.Module):
     def _run(self, first: int, x: Tensor, cache: TailCache | None) -> Tensor:
         """From layer `first` on. What doubles time is followed by the rest frame by frame where a cache hands on what
         came before: the large levels hold one frame at a time."""
-        for index, layer in enumerate(self.layers[first:], start=first + 1):
-            x = layer(x) if isinstance(layer, FrameAttention) else layer(x, cache)
-            if cache is not None and isinstance(layer, Double) and x.shape[1] > 1:
-                return torch.cat([self._run(index, frame, cache) for frame in x.split(1, 1)], 1)
+        for index in range(first, len(self.layers)):
+            x = _run(self.layers[index : index + 1], x, cache)
+            if cache is not None and isinstance(self.layers[index], Double) and x.shape[1] > 1:
+                return torch.cat([self._run(index + 1, frame, cache) for frame in x.split(1, 1)], 1)
         return self.conv_out(silu(self.norm_out(x)), cache)
 
 
