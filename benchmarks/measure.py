@@ -54,9 +54,12 @@ def timed_in_turn(runs: dict[str, Callable[[], object]], repeats: int = 10, warm
 
 
 def _timing(seconds: list[float]) -> Timing:
-    ordered = sorted(seconds)
-    p95_s = ordered[min(len(ordered) - 1, round(0.95 * (len(ordered) - 1)))]
-    return Timing(statistics.median(seconds), p95_s, len(seconds))
+    return Timing(statistics.median(seconds), p95(seconds), len(seconds))
+
+
+def p95(seconds: list[float]) -> float:
+    """The 95th percentile, as the nearest that was measured."""
+    return sorted(seconds)[round(0.95 * (len(seconds) - 1))]
 
 
 def _wait() -> None:
@@ -79,10 +82,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """Where the figures come from."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    changed = subprocess.run(
-        ["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False
-    ).stdout
+    commit, changed = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "-uno")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "commit": commit + ("+changes" if changed else ""),

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, library
 
 from vitascope.core.errors import InputError, ShapeError
+from vitascope.ops import block_attention as block_attention_module
 from vitascope.ops.attention import BACKENDS, BLOCKS_MIN_LENGTH, MATMUL_MAX_SCORES, attend, choose_backend
 from vitascope.ops.block_attention import block_attention
 
@@ -55,7 +56,7 @@ def test_equals_plain_softmax_at_any_lengths(backend: str, num_queries: int, num
 
 
 @each_backend
-@pytest.mark.parametrize("shape", [(7, 11), (2, 1, 1, 11), (1, 4, 7, 11), (2, 4, 7, 11)])
+@pytest.mark.parametrize("shape", [(7, 11), (4, 1, 11), (2, 1, 1, 11), (2, 1, 7, 1), (1, 4, 7, 11), (2, 4, 7, 11)])
 def test_masks_of_every_broadcastable_shape(backend: str, shape: tuple[int, ...]) -> None:
     q, k, v = draw(7, 11)
     mask = seen(*shape)
@@ -120,6 +121,24 @@ def test_blocks_lose_no_more_than_rounded_weights_would(shape: tuple[int, ...], 
         expected = plain(q, k, v, given_mask)
         error = (attend(q, k, v, given_mask, "blocks").double() - expected).norm() / expected.norm()
         assert error < 3 * 2**-8
+
+
+def test_blocks_do_not_meet_keys_that_no_query_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = (x.bfloat16() for x in draw(300, 300, heads=2, key_heads=2))
+    met: list[int] = []
+    weights = block_attention_module._weights
+    monkeypatch.setattr(
+        block_attention_module, "_weights", lambda q, k, *rest: met.append(k.shape[-1]) or weights(q, k, *rest)
+    )
+    mask = torch.ones(2, 1, 1, 300, dtype=torch.bool)
+    mask[1, ..., 100:] = False
+    poisoned = v.clone()
+    poisoned[1, 100:] = torch.nan
+    out = attend(q, k, poisoned, mask, "blocks")
+    assert set(met) == {300, 100}
+    torch.testing.assert_close(out.double(), plain(q, k, v, mask), rtol=0, atol=2**-6)  # values up to 3, of 8 bits
+    one = attend(q, k, v, torch.ones(1, 1, 1, 1, dtype=torch.bool), "blocks")
+    torch.testing.assert_close(one, attend(q, k, v, None, "blocks"), rtol=0, atol=0)
 
 
 def test_blocks_are_opaque_to_the_compiler_and_taken_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitascope.nn.norms import layer_norm
+from vitascope.nn.norms import layer_norm, rms_norm, widened
+from vitascope.ops.parts import in_parts
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -26,11 +27,22 @@ def modulated_layer_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1
     then the norm's own scale and shift.
     """
     if scale.shape[1] != 1:
-        return modulate(layer_norm(x, eps), shift, scale).to(x.dtype)
-    narrow = x.device.type == "cpu" and x.dtype == torch.bfloat16  # there the kernel widens as it goes
-    each = zip(x if narrow else x.float(), shift, scale, strict=True)
+        return in_parts(
+            lambda part, shift, scale: modulate(layer_norm(part, eps), shift, scale).to(x.dtype), x, shift, scale
+        )
+    each = zip(widened(x), shift, scale, strict=True)
     clips = [F.layer_norm(clip, clip.shape[-1:], 1 + own[0], offset[0], eps) for clip, offset, own in each]
     return (clips[0].unsqueeze(0) if len(clips) == 1 else torch.stack(clips)).to(x.dtype)
+
+
+def modulated_rms_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -> Tensor:
+    """As `modulated_layer_norm`, with `norms.rms_norm`; vectors of any floating dtype."""
+    return rms_norm(x, eps, 1 + scale.float(), shift.float())
+
+
+def add_gated(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
+    """x + gate y in fp32, returned in the dtype of x; x, y: (B, L, D), gate: (B, 1|L, D)."""
+    return in_parts(lambda part, own, other: torch.addcmul(part.float(), own.float(), other).to(x.dtype), x, gate, y)
 
 
 class ModulationProjection(nn.Module):

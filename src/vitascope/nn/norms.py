@@ -1,4 +1,4 @@
-"""Normalisations without mean-and-variance state."""
+"""Normalisations without mean-and-variance state, of the last axis, in fp32, returned in the dtype of their input."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitascope.ops.parts import in_parts
+
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last axis, in fp32, returned in the dtype of x. Zhang and Sennrich 2019."""
+    """x / rms(x) * weight. Zhang and Sennrich 2019."""
 
     def __init__(self, width: int, eps: float = 1e-6) -> None:
         super().__init__()
@@ -16,24 +18,38 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return (wide * scale * self.weight).to(x.dtype)
+        return rms_norm(x, self.eps, self.weight)
 
 
-def rms_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
-    """x / rms(x) over the last axis, in fp32, returned in the dtype of x; a scale is left to the modulation."""
+def rms_norm(x: Tensor, eps: float = 1e-6, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    """x / rms(x), times `weight` if there is one, plus `bias` if there is one too.
+
+    weight, bias: (D,), or as modulation has them, (B, 1|L, D) for x (B, L, D).
+    """
+    if weight is None:
+        return in_parts(lambda part: _scaled(part, eps).to(x.dtype), x)
+    if bias is None:
+        return in_parts(lambda part, scale: (_scaled(part, eps) * scale).to(x.dtype), x, weight)
+    return in_parts(lambda part, scale, shift: (_scaled(part, eps) * scale + shift).to(x.dtype), x, weight, bias)
+
+
+def _scaled(x: Tensor, eps: float) -> Tensor:
     wide = x.float()
-    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+    return wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
 
 
 def layer_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
-    """Mean 0 and variance 1 over the last axis, in fp32; scale and shift are left to the modulation."""
+    """Mean 0 and variance 1 over the last axis, in fp32 (so returned, too); the rest is left to modulation."""
     return F.layer_norm(x.float(), (x.shape[-1],), eps=eps)
 
 
+def widened(x: Tensor) -> Tensor:
+    """What torch's layer norm takes to work in fp32: on a CPU its kernel widens bf16 as it goes."""
+    return x if x.device.type == "cpu" and x.dtype == torch.bfloat16 else x.float()
+
+
 class LayerNorm(nn.Module):
-    """`layer_norm` with a learned scale and shift, in fp32, returned in the dtype of x."""
+    """Mean 0 and variance 1, with a learned scale and shift."""
 
     def __init__(self, width: int, eps: float = 1e-6) -> None:
         super().__init__()
@@ -42,4 +58,4 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.weight.float(), self.bias.float()
-        return F.layer_norm(x.float(), self.weight.shape, weight, bias, self.eps).to(x.dtype)
+        return F.layer_norm(widened(x), self.weight.shape, weight, bias, self.eps).to(x.dtype)

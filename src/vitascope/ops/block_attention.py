@@ -30,29 +30,41 @@ def block_attention(q_BLHE: Tensor, k_BSHE: Tensor, v_BSHE: Tensor, mask: Tensor
     its row is taken away, so that scores near the maximum, which alone count, keep an error of some 2^-9 of their
     distance to it, as small as that of the weights themselves.
     """
-    batch, num_queries, heads, each = q_BLHE.shape
-    num_keys = k_BSHE.shape[1]
-    q_BHLE = q_BLHE.transpose(1, 2)
-    k_BHES = k_BSHE.transpose(1, 2).contiguous().transpose(-1, -2)
-    v_BHSE = v_BSHE.transpose(1, 2).contiguous()
-    out_BLHE = torch.empty(batch, num_queries, heads, each, dtype=q_BLHE.dtype)
-    out_BHLE = out_BLHE.transpose(1, 2)
+    out_BLHE = torch.empty(q_BLHE.shape, dtype=q_BLHE.dtype)
+    if mask is not None:
+        shape = (*[1] * (4 - mask.ndim), *mask.shape)
+        mask = mask.expand(len(q_BLHE), *shape[1:3], k_BSHE.shape[1])
+    for b, out_LHE in enumerate(out_BLHE):
+        clip = (q_BLHE[b], k_BSHE[b], v_BSHE[b])
+        _attend(*clip, None if mask is None else mask[b], out_LHE)
+    return out_BLHE
+
+
+def _attend(q_LHE: Tensor, k_SHE: Tensor, v_SHE: Tensor, mask: Tensor | None, out_LHE: Tensor) -> None:
+    """Of one clip; `mask` broadcasts to (H, L, S). Keys that no query sees are not met at all."""
+    if mask is not None and mask.shape[:2] == (1, 1) and mask.any():
+        if not mask.all():
+            seen_S = mask[0, 0].nonzero().squeeze(1)
+            k_SHE, v_SHE = k_SHE[seen_S], v_SHE[seen_S]
+        mask = None
+    num_queries, heads, each = q_LHE.shape
+    num_keys = len(k_SHE)
+    q_HLE, out_HLE = q_LHE.transpose(0, 1), out_LHE.transpose(0, 1)
+    k_HES = k_SHE.transpose(0, 1).contiguous().transpose(-1, -2)
+    v_HSE = v_SHE.transpose(0, 1).contiguous()
     threads = max(1, torch.get_num_threads())
     group = min(heads, threads)
-    rows = _block_rows(num_queries, num_keys, q_BLHE.element_size() * group / threads)
+    rows = _block_rows(num_queries, num_keys, q_LHE.element_size() * group / threads)
     every = max(1, num_keys // SAMPLED_KEYS)
     if mask is not None:
-        mask = mask.expand(batch, heads, num_queries, num_keys)
-    for b in range(batch):
-        for first in range(0, heads, group):
-            here = slice(first, first + group)
-            keys, values = k_BHES[b, here], v_BHSE[b, here]
-            for start in range(0, num_queries, rows):
-                at = slice(start, start + rows)
-                seen = None if mask is None else mask[b, here, at]
-                weights = _weights(q_BHLE[b, here, at], keys, each**-0.5, every, seen)
-                out_BHLE[b, here, at] = torch.bmm(weights, values)
-    return out_BLHE
+        mask = mask.expand(heads, num_queries, num_keys)
+    for first in range(0, heads, group):
+        here = slice(first, first + group)
+        for start in range(0, num_queries, rows):
+            at = slice(start, start + rows)
+            seen = None if mask is None else mask[here, at]
+            weights = _weights(q_HLE[here, at], k_HES[here], each**-0.5, every, seen)
+            out_HLE[here, at] = torch.bmm(weights, v_HSE[here])
 
 
 @block_attention.register_fake

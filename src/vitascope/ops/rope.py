@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vitascope.core.errors import ShapeError
+from vitascope.ops.parts import in_parts
 
 RotaryTable = tuple[Tensor, Tensor]
 """Cosines and sines, each (..., L, E/2) in fp32."""
@@ -52,10 +53,25 @@ def rotate(x_BLHE: Tensor, table: RotaryTable, *, neighbours: bool = False, per_
     dtype of `x_BLHE`. Pairs are (i, i + E/2) or, as in checkpoints trained that way, the `neighbours` (2i, 2i + 1).
     """
     cos, sin = table if per_head else (part.unsqueeze(-2) for part in table)
-    wide = x_BLHE.float()
-    first, second = wide.unflatten(-1, (-1, 2)).unbind(-1) if neighbours else wide.chunk(2, -1)
-    turned = first * cos - second * sin, second * cos + first * sin
-    return (torch.stack(turned, -1).flatten(-2) if neighbours else torch.cat(turned, -1)).to(x_BLHE.dtype)
+    apart = torch.is_grad_enabled() or torch.compiler.is_compiling()  # what complex products are not for
+    turn = _turn_halves if not neighbours else _turn_neighbours if apart else _turn_complex
+    return in_parts(turn, x_BLHE, cos, sin)
+
+
+def _turn_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.float().chunk(2, -1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1).to(x.dtype)
+
+
+def _turn_neighbours(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack((first * cos - second * sin, second * cos + first * sin), -1).flatten(-2).to(x.dtype)
+
+
+def _turn_complex(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`_turn_neighbours` in one pass: a pair is a complex number, its rotation a product."""
+    pairs = torch.view_as_complex(x.float().contiguous().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2).to(x.dtype)
 
 
 def index_table(positions_L: Tensor, width: int, theta: float = 10_000.0) -> RotaryTable:

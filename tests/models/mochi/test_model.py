@@ -188,6 +188,16 @@ def test_gradients_reach_every_weight_with_and_without_checkpointing() -> None:
                 torch.testing.assert_close(grads[1][name], grad)
 
 
+def test_positions_are_not_rounded_where_products_of_matrices_are() -> None:
+    model = MochiDenoiser(SMALL)
+    nn.init.normal_(model.frequencies)
+    track = Track(torch.zeros(1, 4, 9, 8, 8), torch.full((1, 1, 1, 1, 1), 0.5), torch.arange(9) / 3.0)
+    plain = model._table(track)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model._table(track)
+    assert all(torch.equal(one, other) for one, other in zip(plain, rounded, strict=True))
+
+
 def test_what_the_model_cannot_take_is_refused() -> None:
     model, (track, text) = MochiDenoiser(SMALL), inputs(CASES["plain"])
     with pytest.raises(CapabilityError, match="has the strategies full, not causal"):

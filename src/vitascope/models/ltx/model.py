@@ -22,8 +22,7 @@ from vitascope.nn.attention import AttentionKind, CrossAttention, KeysValues, Se
 from vitascope.nn.checkpointing import run_layer
 from vitascope.nn.embeddings import normal_table, timestep_features
 from vitascope.nn.feed_forward import FeedForward
-from vitascope.nn.modulation import modulate
-from vitascope.nn.norms import layer_norm, rms_norm
+from vitascope.nn.modulation import add_gated, modulated_layer_norm, modulated_rms_norm
 from vitascope.nn.patches import patchify, token_levels, unpatchify
 from vitascope.ops.attention import Attend, attend
 from vitascope.ops.rope import RotaryTable
@@ -61,15 +60,15 @@ class LTXBlock(nn.Module):
         """vectors: (B, 1|L, 6, D). read: how tokens read each other. alone: see `core.protocols.Layer`."""
         gate_a, shift_f, scale_f, gate_f = (self.offsets[2:] + vectors_BL6D[..., 2:, :]).unbind(-2)
         y = self.modulated(x_BLD, vectors_BL6D)
-        x_BLD = x_BLD + gate_a * self.attention(y, table, read=read, alone=alone)
+        x_BLD = add_gated(x_BLD, gate_a, self.attention(y, table, read=read, alone=alone))
         x_BLD = x_BLD + self.cross.read(x_BLD, memory, mask_BS)
-        y = modulate(rms_norm(x_BLD, self.eps), shift_f, scale_f)
-        return x_BLD + gate_f * self.feed_forward(y)
+        y = modulated_rms_norm(x_BLD, shift_f, scale_f, self.eps)
+        return add_gated(x_BLD, gate_f, self.feed_forward(y))
 
     def modulated(self, x_BLD: Tensor, vectors_BL6D: Tensor) -> Tensor:
         """What the self-attention reads."""
         shift, scale = (self.offsets[:2] + vectors_BL6D[..., :2, :]).unbind(-2)
-        return modulate(rms_norm(x_BLD, self.eps), shift, scale)
+        return modulated_rms_norm(x_BLD, shift, scale, self.eps)
 
 
 class LTXDenoiser(nn.Module):
@@ -162,8 +161,8 @@ class LTXDenoiser(nn.Module):
         def finish(state: State) -> dict[str, Tensor]:
             (x_BLD,) = state
             assert x_BLD is not None
-            shift, scale = (self.head_offsets + level_BLD.unsqueeze(-2)).unbind(-2)
-            out = share.join(self.head(modulate(layer_norm(x_BLD).to(dtype), shift, scale)))
+            shift, scale = (self.head_offsets.float() + level_BLD.float().unsqueeze(-2)).unbind(-2)
+            out = share.join(self.head(modulated_layer_norm(x_BLD, shift, scale).to(dtype)))
             shape = (len(out), self.config.out_channels, *track.values.shape[2:])
             return {VIDEO: unpatchify(out, PATCH, shape).to(track.values.dtype)}
 

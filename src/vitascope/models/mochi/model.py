@@ -22,8 +22,8 @@ from vitascope.nn.attention import KeysValues
 from vitascope.nn.checkpointing import run_layer
 from vitascope.nn.embeddings import timestep_features
 from vitascope.nn.feed_forward import FeedForward
-from vitascope.nn.modulation import modulate
-from vitascope.nn.norms import RMSNorm, layer_norm, rms_norm
+from vitascope.nn.modulation import modulated_layer_norm
+from vitascope.nn.norms import RMSNorm, rms_norm
 from vitascope.nn.patches import check_patch, patchify, unpatchify
 from vitascope.ops.attention import attend
 from vitascope.ops.rope import RotaryTable, rotate
@@ -56,7 +56,7 @@ class Stream(nn.Module):
 
     def modulated(self, x_BLC: Tensor, vectors: tuple[Tensor, ...]) -> Tensor:
         """What the attention reads."""
-        return (rms_norm(x_BLC.float(), self.eps) * (1 + vectors[0].float())).to(x_BLC.dtype)
+        return rms_norm(x_BLC, self.eps, 1 + vectors[0].float())
 
     def vectors(self, condition_BD: Tensor) -> tuple[Tensor, ...]:
         """Scale and gate of the attention, then of the feed-forward, (B, 1, C) each; one scale in the last."""
@@ -73,12 +73,9 @@ class Stream(nn.Module):
         assert self.out is not None
         assert self.feed_forward is not None
         _, gate_a, scale_f, gate_f = (vector.float() for vector in vectors)
-        x_BLC = x_BLC + self._gated(self.out(read_BLD), gate_a)
-        y = (rms_norm(x_BLC.float(), self.eps) * (1 + scale_f)).to(x_BLC.dtype)
-        return x_BLC + self._gated(self.feed_forward(y), gate_f)
-
-    def _gated(self, x: Tensor, gate: Tensor) -> Tensor:
-        return (rms_norm(x.float(), self.eps) * gate.tanh()).to(x.dtype)
+        x_BLC = x_BLC + rms_norm(self.out(read_BLD), self.eps, gate_a.tanh())
+        y = rms_norm(x_BLC, self.eps, 1 + scale_f)
+        return x_BLC + rms_norm(self.feed_forward(y), self.eps, gate_f.tanh())
 
 
 class MochiBlock(nn.Module):
@@ -247,7 +244,7 @@ class MochiDenoiser(nn.Module):
 
         def finish(state: State) -> dict[str, Tensor]:
             scale, shift = self.head_modulation(F.silu(condition)).unsqueeze(1).chunk(2, -1)
-            out = share.join(self.head(modulate(layer_norm(_video(state), 1e-6).to(dtype), shift, scale)))
+            out = share.join(self.head(modulated_layer_norm(_video(state), shift.float(), scale.float()).to(dtype)))
             velocity = -unpatchify(out, config.patch_sizes, tuple(track.values.shape), channels_last=True)
             return {VIDEO: velocity.to(track.values.dtype)}
 
@@ -269,8 +266,12 @@ class MochiDenoiser(nn.Module):
         axes = [torch.arange(frames, device=track.values.device).float()]
         for size in (rows, columns):
             axes.append((torch.arange(size, device=track.values.device) + 0.5 - size / 2) * scale)
-        positions_L3 = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
-        angles = torch.einsum("la,ahe->lhe", positions_L3, self.frequencies.float())
+        grid = torch.meshgrid(*axes, indexing="ij")
+        # products of vectors, for autocast would round those of matrices
+        time, row, column = (
+            axis.reshape(-1, 1, 1) * own for axis, own in zip(grid, self.frequencies.float(), strict=True)
+        )
+        angles = time + row + column
         return angles.cos(), angles.sin()
 
 

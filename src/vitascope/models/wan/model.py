@@ -22,7 +22,7 @@ from vitascope.nn.attention import AttentionKind, CrossAttention, KeysValues, Se
 from vitascope.nn.checkpointing import run_layer
 from vitascope.nn.embeddings import normal_table, timestep_features
 from vitascope.nn.feed_forward import FeedForward
-from vitascope.nn.modulation import modulated_layer_norm
+from vitascope.nn.modulation import add_gated, modulated_layer_norm
 from vitascope.nn.norms import LayerNorm
 from vitascope.nn.patches import check_patch, patchify, token_levels, unpatchify
 from vitascope.ops.attention import Attend, attend
@@ -90,10 +90,10 @@ class WanBlock(nn.Module):
         """vectors: (B, 1|L, 6, D) in fp32. read: how tokens read each other. alone: see `core.protocols.Layer`."""
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (self.offsets.float() + vectors_BL6D).unbind(-2)
         y = modulated_layer_norm(x_BLD, shift_a, scale_a, self.eps)
-        x_BLD = torch.addcmul(x_BLD, gate_a, self.attention(y, table, read=read, alone=alone)).to(x_BLD.dtype)
+        x_BLD = add_gated(x_BLD, gate_a, self.attention(y, table, read=read, alone=alone))
         x_BLD = x_BLD + self.cross.recall(self.cross_norm(x_BLD), memory)
         y = modulated_layer_norm(x_BLD, shift_f, scale_f, self.eps)
-        return torch.addcmul(x_BLD, gate_f, self.feed_forward(y)).to(x_BLD.dtype)
+        return add_gated(x_BLD, gate_f, self.feed_forward(y))
 
 
 class ImageEmbedding(nn.Module):
