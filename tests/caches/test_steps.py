@@ -15,6 +15,8 @@ from vitascope.caches.steps import StepCache, StepCaching, relative_change, resc
 from vitascope.core.errors import InputError
 from vitascope.core.protocols import InBlocks, Layer, Passage, State
 from vitascope.core.tracks import AUDIO, VIDEO, TextContext, Track
+from vitascope.diffusion.guidance import Guidance, GuidedDenoiser
+from vitascope.diffusion.paths import RectifiedFlow
 from vitascope.models.factorised.config import FactorisedConfig
 from vitascope.models.factorised.model import FactorisedDenoiser
 from vitascope.models.ltx.config import LTXConfig
@@ -219,6 +221,20 @@ def test_a_model_skips_its_blocks_and_stays_near(name: str, kind: Any) -> None:
     for track, expected in plain.items():
         error = (out[track] - expected).norm()
         assert 0 < error < 0.3 * (without[track] - expected).norm()
+
+
+@pytest.mark.parametrize("max_clips", [None, 2])
+def test_the_noise_that_isolates_a_track_is_no_level_of_the_clip(max_clips: int | None) -> None:
+    """Cross-modal guidance shows the model pure noise in place of a track: that step is no first one for it."""
+    model, cache = build("factorised"), StepCache(StepCaching("first_block", 0.5), LEVELS)
+    tracks, text = inputs("factorised", 0.6)
+    guided = GuidedDenoiser(
+        model, RectifiedFlow(), text, guidance=Guidance(1.0, cross_modal={AUDIO: 2.0}), steps=cache, max_clips=max_clips
+    )
+    first, again = guided(tracks), guided(tracks)
+    assert cache.skipped_share == pytest.approx(2 / 6)
+    for name in tracks:  # nothing has changed: what was added last is what would be added now, but for rounding
+        torch.testing.assert_close(again[name], first[name], rtol=1e-4, atol=1e-4)
 
 
 @each_family

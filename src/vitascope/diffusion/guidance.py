@@ -12,7 +12,7 @@ noise, so that they tell this one nothing (as in LTX-2). B clips, S text tokens,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
@@ -159,19 +159,22 @@ class GuidedDenoiser:
         if self.busy_values is not None and sum(value.numel() for value in values) >= self.busy_values:
             together = 1
         results: dict[str, dict[str, Tensor]] = {}
+        level = partial(_highest, branches[0].tracks)  # that of the clip: other branches may have noise for a track
         for kind in (False, True):
             alike = [branch for branch in branches if branch.perturbed is kind]
             for first in range(0, len(alike), together):
-                results |= self._call(alike[first : first + together], num_clips)
+                results |= self._call(alike[first : first + together], num_clips, level)
         return results
 
-    def _call(self, branches: list[Branch], num_clips: int) -> dict[str, dict[str, Tensor]]:
+    def _call(
+        self, branches: list[Branch], num_clips: int, level: Callable[[], float]
+    ) -> dict[str, dict[str, Tensor]]:
         batch = join_tracks([branch.tracks for branch in branches])
         text = self._texts(branches, num_clips)
         camera = self.camera
         if camera is not None:
             camera = camera.expand(num_clips, *camera.shape[1:]).repeat(len(branches), *[1] * (camera.ndim - 1))
-        predictions = self._evaluate(branches, batch, text, camera)
+        predictions = self._evaluate(branches, batch, text, camera, level)
         answers = {name: self._answer(predictions[name], track).split(num_clips) for name, track in batch.items()}
         return {branch.name: {name: parts[i] for name, parts in answers.items()} for i, branch in enumerate(branches)}
 
@@ -191,7 +194,12 @@ class GuidedDenoiser:
         return path.from_x0("velocity", x0, track.values, track.noise) if self._on_velocity else x0
 
     def _evaluate(
-        self, branches: list[Branch], batch: dict[str, Track], text: TextContext, camera: Tensor | None
+        self,
+        branches: list[Branch],
+        batch: dict[str, Track],
+        text: TextContext,
+        camera: Tensor | None,
+        level: Callable[[], float],
     ) -> dict[str, Tensor]:
         """What the model predicts: by its own call, or with its blocks disabled or skipped in part."""
         told, perturbed = self._told(batch), branches[0].perturbed
@@ -204,7 +212,7 @@ class GuidedDenoiser:
             passage = disable(passage, self.guidance.perturbed_layers, self.guidance.perturbation)
         if self.steps is not None:
             key = tuple(branch.name for branch in branches)
-            return passage.finish(self.steps.run(key, lambda: _highest(batch), state, passage))
+            return passage.finish(self.steps.run(key, level, state, passage))
         return passage.run(state)
 
     def _told(self, batch: dict[str, Track]) -> dict[str, Track]:
