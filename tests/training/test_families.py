@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from math import isfinite
 from pathlib import Path
@@ -23,6 +22,7 @@ from vitascope.training.codecs import CodecFiles
 from vitascope.training.loop import RunOptions, Trainer, run
 from vitascope.training.recipe import Recipe, read_recipe, recipe_from_table
 from vitascope.training.stage import stage_kind
+from vitascope.training.stages.denoiser_export import usual_defaults
 
 CPU = torch.device("cpu")
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -108,11 +108,11 @@ def test_resumed_equals_uninterrupted(
 
 @each_model
 def test_what_a_run_exports_is_a_model_that_makes_silent_clips(
-    name: str, table: Callable[..., Table], tmp_path: Path, codec_files: CodecFiles
+    name: str, table: Callable[..., Table], tmp_path: Path
 ) -> None:
     recipe = make_recipe(table(name), num_steps=2)
     stage = stage_kind("denoiser").build(recipe, CPU)
-    result = run(stage, recipe, RunOptions(tmp_path))
+    run(stage, recipe, RunOptions(tmp_path))
     figures = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()][-1]
     assert all(isfinite(value) for value in figures.values() if isinstance(value, float))
     tasks = {key for key in figures if key.endswith("_video") and not key.startswith("level")}
@@ -122,22 +122,25 @@ def test_what_a_run_exports_is_a_model_that_makes_silent_clips(
     shown = {path.name for path in (tmp_path / "validation/step_00000002").iterdir()}
     assert shown == {"samples.png", "sample_00.mp4"}
 
-    folder = tmp_path / "model"
-    folder.mkdir()
-    for path in (*result.exported, codec_files.video):
-        shutil.copy(path, folder)
+    folder = tmp_path / "export"
+    assert not (folder / "audio_codec.safetensors").exists()
     trained = dict(stage.model.get_submodule("denoiser").named_parameters())
     for key, value in load_model(folder / "denoiser.safetensors").named_parameters():  # averaged, in half precision
         assert torch.allclose(value, trained[key], atol=0.05), key
     fmt = ClipFormat(32, 32, num_frames=9)
-    settings = {"clip": {"width_px": 32, "height_px": 32, "num_frames": 9}, "overlap_frames": 5}
-    (folder / "pipeline.json").write_text(json.dumps({**settings, "guidance": {"scale": 2.0}}))
     for precision in ("fp32", "bf16"):
         pipeline = load_pipeline(str(folder), "cpu", precision)
         made = generate(pipeline, GenerateRequest("a red ball", format=fmt, num_inference_steps=2))
         assert made.clip.frames.shape == (9, 3, 32, 32)
         assert made.clip.samples is None
     assert pipeline.tracks == (VIDEO,)
+    defaults = usual_defaults(stage.options.clip, stage.can)
+    assert pipeline.defaults == defaults
+    assert (defaults.guidance.scale, dict(defaults.guidance.cross_modal)) == (2.5, {})
+
+    (folder / "pipeline.json").write_text(json.dumps({"num_inference_steps": 3, "overlap_frames": 5}))
+    stage.export(stage.model, folder)  # what somebody has chosen stays
+    assert load_pipeline(str(folder), "cpu", "fp32").defaults.num_inference_steps == 3
 
 
 @each_model

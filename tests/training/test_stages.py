@@ -19,6 +19,7 @@ from vitascope.models.codecs.causal_video import config as causal_video
 from vitascope.models.codecs.causal_video.config import CausalVideoConfig
 from vitascope.models.codecs.waveform import config as waveform
 from vitascope.models.codecs.waveform.config import WaveformConfig
+from vitascope.tasks.load import load_pipeline
 from vitascope.training.checkpoints import write_checkpoint
 from vitascope.training.codecs import CodecFiles
 from vitascope.training.focus import subject_focus
@@ -150,6 +151,10 @@ def test_a_run_validates_writes_pictures_and_exports_what_loads_again(
         trained = dict(part.named_parameters())
         for key, value in model.named_parameters():  # averaged, in half precision, beside what was trained
             assert torch.allclose(value, trained[key], atol=0.05), key
+    if name == "denoiser":
+        pipeline = load_pipeline(str(result.exported[0].parent), "cpu", "fp32")
+        assert pipeline.tracks == ("video", "audio")
+        assert pipeline.defaults.guidance.cross_modal == {"audio": 2.0}
 
 
 def test_exported_codecs_have_latents_of_known_scale(options: Callable[[str], Table], tmp_path: Path) -> None:

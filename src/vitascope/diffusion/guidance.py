@@ -166,9 +166,7 @@ class GuidedDenoiser:
                 results |= self._call(alike[first : first + together], num_clips, level)
         return results
 
-    def _call(
-        self, branches: list[Branch], num_clips: int, level: Callable[[], float]
-    ) -> dict[str, dict[str, Tensor]]:
+    def _call(self, branches: list[Branch], num_clips: int, level: Callable[[], float]) -> dict[str, dict[str, Tensor]]:
         batch = join_tracks([branch.tracks for branch in branches])
         text = self._texts(branches, num_clips)
         camera = self.camera

@@ -24,10 +24,11 @@ from vitascope.training.objectives.denoising import STILL, ClipCells, check_task
 from vitascope.training.pool import Builder, LatentPool, PoolSpec, build_pool
 from vitascope.training.recipe import Recipe
 from vitascope.training.stage import Batch
+from vitascope.training.stages.denoiser_export import complete_folder, export_parts, usual_defaults
 from vitascope.training.stages.denoiser_model import TEXT_FAMILY, TextAndDenoiser, build_net
 from vitascope.training.stages.denoiser_options import DenoiserOptions, fitted, packaged
 from vitascope.training.stages.denoiser_validation import Validator
-from vitascope.weights.checkpoint import file_digest, save_checkpoint
+from vitascope.weights.checkpoint import file_digest
 from vitascope.world.captions import write_caption
 
 
@@ -165,12 +166,10 @@ class DenoiserStage:
         return self.validator.run(model.text, model.denoise, folder)
 
     def export(self, model: nn.Module, folder: Path) -> list[Path]:
-        """Write denoiser.safetensors and text_encoder.safetensors in half precision."""
+        """Write denoiser.safetensors and text_encoder.safetensors in half precision; with what is put beside them the
+        folder is a model for `generate`."""
         assert isinstance(model, TextAndDenoiser)
-        modules = {"text_encoder": (model.text, TEXT_FAMILY), "denoiser": (model.denoiser, self.options.family)}
-        paths = []
-        for name, (module, family) in modules.items():
-            paths.append(folder / f"{name}.safetensors")
-            tensors = {key: value.half() for key, value in module.state_dict().items()}
-            save_checkpoint(paths[-1], tensors, family, module.config, self.spec.weights)
+        parts = {"text_encoder": (model.text, TEXT_FAMILY), "denoiser": (model.denoiser, self.options.family)}
+        paths = export_parts(folder, parts, self.spec.weights)
+        complete_folder(folder, self.files, usual_defaults(self.options.clip, self.can), self.can)
         return paths
