@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ def timed(run: Callable[[], object], repeats: int = 10, warmup: int = 2) -> Timi
     return timed_in_turn({"": run}, repeats, warmup)[""]
 
 
-def timed_in_turn(runs: dict[str, Callable[[], object]], repeats: int = 10, warmup: int = 2) -> dict[str, Timing]:
+def timed_in_turn(runs: Mapping[str, Callable[[], object]], repeats: int = 10, warmup: int = 2) -> dict[str, Timing]:
     """Time several things one after the other, over and over, so that what slows the machine slows all of them."""
     for _ in range(warmup):
         for run in runs.values():

@@ -30,6 +30,8 @@ from folders import whole, write_folder
 from measure import RESULTS, machine, p95, write_results
 from peers import DTYPES, SIDES, WORDS, Run, Setting, codec, step
 
+from vitascope.core.freed_memory import release_freed_memory
+
 SMALL: dict[str, dict[str, Any]] = {
     "wan": {
         "num_attention_heads": 12, "attention_head_dim": 64, "ffn_dim": 3072, "num_layers": 6, "text_dim": 4096,
@@ -128,6 +130,7 @@ def work(case: Case, side: str, setting: Setting) -> dict[str, Any]:
     run = case.make(side, setting)
     gc.collect()
     on_gpu = setting.device.type == "cuda"
+    release_freed_memory()  # what making the model left would be taken anew without a trace
     before = torch.cuda.memory_allocated() if on_gpu else _resident("VmRSS")
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()

@@ -111,7 +111,7 @@ def test_what_a_run_exports_is_a_model_that_makes_silent_clips(
     name: str, table: Callable[..., Table], tmp_path: Path
 ) -> None:
     recipe = make_recipe(table(name), num_steps=2)
-    stage = stage_kind("denoiser").build(recipe, CPU)
+    stage: Any = stage_kind("denoiser").build(recipe, CPU)
     run(stage, recipe, RunOptions(tmp_path))
     figures = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()][-1]
     assert all(isfinite(value) for value in figures.values() if isinstance(value, float))

@@ -7,6 +7,7 @@ which 3-D convolutions run at the full matrix-product rate on a CPU.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -41,11 +42,7 @@ class TailCache:
         tail = self._tails.get(layer)
         if tail is None or torch.is_grad_enabled():
             return self.follow(layer, x, history)
-        size = tail.known.numel() + x.numel()
-        if self._space is None or self._space.numel() < size or self._space.dtype != x.dtype:
-            self._space = None  # given back before there is a larger one
-            self._space = x.new_empty(size)
-        place = self._space[:size].view(len(x), tail.seen + x.shape[1], *x.shape[2:])
+        place = self._room((len(x), tail.seen + x.shape[1], *x.shape[2:]), x)
         return self._remember(layer, torch.cat([tail.known, x], dim=1, out=place), history)
 
     def is_fresh(self, layer: nn.Module) -> bool:
@@ -55,6 +52,14 @@ class TailCache:
     def num_bytes(self) -> int:
         """Memory that the stream holds between chunks."""
         return sum(tail.steps.numel() * tail.steps.element_size() for tail in self._tails.values())
+
+    def _room(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Memory of that shape, with whatever is in it, until somebody asks again."""
+        size = prod(shape)
+        if self._space is None or self._space.numel() < size or self._space.dtype != like.dtype:
+            self._space = None  # given back before there is a larger one
+            self._space = like.new_empty(size)
+        return self._space[:size].view(shape)
 
     def _remember(self, layer: nn.Module, known: Tensor, history: int) -> Tensor:
         """Keep the last steps, in the place of those before where no gradient is wanted: memory that stays where it is

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitascope.nn.causal_conv import Kernel, TailCache
+from vitascope.nn.resnet import silu
 
 Total = Callable[[Tensor], Tensor]
 """A tensor to its sum over all processes."""
@@ -31,6 +32,30 @@ class EdgeCache(TailCache):
         if self.is_fresh(layer):
             self._remember(layer, x[:, :1].expand(-1, history, *x.shape[2:]), history)
         return super().extend(layer, x, history)
+
+    def surround(self, layer: nn.Module, x: Tensor, history: int, rows: int, columns: int) -> Tensor:
+        """As `extend`, and with the outermost rows and columns repeated that often on either side.
+
+        Where no gradient is wanted, in memory that is used anew when somebody asks again, and each value is copied
+        once: torch's padding changes the layout and back where channels are last.
+        """
+        if torch.is_grad_enabled():
+            known = self.extend(layer, x, history) if history else x
+            edges = (columns, columns, rows, rows, 0, 0)
+            return F.pad(known.movedim(-1, 1), edges, mode="replicate").movedim(1, -1)
+        batch, frames, height, width, channels = x.shape
+        shape = (batch, history + frames, height + 2 * rows, width + 2 * columns, channels)
+        out = self._room(shape, x)
+        middle = out[:, :, rows : rows + height]
+        inside = middle[:, :, :, columns : columns + width]
+        inside[:, history:] = x
+        if history:
+            tail = self._tails.get(layer)
+            inside[:, :history] = x[:, :1] if tail is None else tail.known
+            self._remember(layer, inside, history)
+        middle[:, :, :, :columns], middle[:, :, :, columns + width :] = inside[:, :, :, :1], inside[:, :, :, -1:]
+        out[:, :, :rows], out[:, :, rows + height :] = middle[:, :, :1], middle[:, :, -1:]
+        return out
 
     def begin(self, layer: nn.Module) -> bool:
         """Whether this is the first time that the layer asks."""
@@ -57,13 +82,12 @@ class EdgeConv3d(nn.Conv3d):
 
     def __init__(self, in_channels: int, out_channels: int, kernel: Kernel = (3, 3, 3)) -> None:
         super().__init__(in_channels, out_channels, kernel)
-        self.history, rows, columns = kernel[0] - 1, kernel[1] // 2, kernel[2] // 2
-        self.edges = (columns, columns, rows, rows, 0, 0)
+        self.history, self.rows, self.columns = kernel[0] - 1, kernel[1] // 2, kernel[2] // 2
 
-    def forward(self, input: Tensor, cache: TailCache | None = None) -> Tensor:
+    def forward(self, input: Tensor, cache: EdgeCache | None = None) -> Tensor:
         cache = EdgeCache() if cache is None else cache
-        x = cache.extend(self, input, self.history) if self.history else input
-        return super().forward(F.pad(x.movedim(-1, 1), self.edges, mode="replicate")).movedim(1, -1)
+        x = cache.surround(self, input, self.history, self.rows, self.columns)
+        return super().forward(x.movedim(-1, 1)).movedim(1, -1)
 
 
 class FrameGroupNorm(nn.GroupNorm):
@@ -98,6 +122,6 @@ class GroupResidualBlock(nn.Module):
         self.norm1, self.conv1 = FrameGroupNorm(groups, channels), EdgeConv3d(channels, channels)
         self.norm2, self.conv2 = FrameGroupNorm(groups, channels), EdgeConv3d(channels, channels)
 
-    def forward(self, x: Tensor, cache: TailCache | None = None) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)), cache)
-        return x + self.conv2(F.silu(self.norm2(h)), cache)
+    def forward(self, x: Tensor, cache: EdgeCache | None = None) -> Tensor:
+        h = self.conv1(silu(self.norm1(x)), cache)
+        return x + self.conv2(silu(self.norm2(h)), cache)
