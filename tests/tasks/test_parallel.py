@@ -20,9 +20,14 @@ from vitascope.core.protocols import KeepsTexts
 from vitascope.core.shapes import ClipFormat
 from vitascope.core.tracks import VIDEO, TextContext
 from vitascope.diffusion.samplers import Step
+from vitascope.models import named
+from vitascope.models.codecs.ltx.model import LTXCodec
 from vitascope.models.codecs.wan import keys as wan_codec_keys
 from vitascope.models.codecs.wan.config import WanCodecConfig
 from vitascope.models.codecs.wan.model import WanCodec
+from vitascope.models.ltx.model import LTXDenoiser
+from vitascope.models.ltx_upsampler.model import LTXUpsampler
+from vitascope.models.published import PUBLISHED
 from vitascope.models.wan import keys as wan_keys
 from vitascope.models.wan.config import WanConfig
 from vitascope.models.wan.model import WanDenoiser
@@ -34,6 +39,7 @@ from vitascope.tasks.parallel import SharedKeeper, load_parallel
 from vitascope.tasks.pipeline import Pipeline
 from vitascope.tasks.preview import preview_frames
 from vitascope.tasks.request import GenerateRequest
+from vitascope.tasks.two_passes import TwoPasses, generate_in_two_passes, load_upsampler
 from vitascope.weights.keys import KeyTable, convert
 
 COUNT = 2
@@ -41,8 +47,10 @@ PROMPT = "a red ball bounces"
 REQUESTS = {
     "own": GenerateRequest(PROMPT, format=ClipFormat(32, 32, num_frames=9), seed=3),
     "published": GenerateRequest(PROMPT, format=ClipFormat(48, 48, 16.0, 9), seed=3, num_inference_steps=3),
+    "in two passes": GenerateRequest(PROMPT, format=ClipFormat(96, 96, 25.0, 9), seed=3, num_inference_steps=2),
 }
 CASES = (("tensor", "own"), ("tensor", "published"), ("ulysses", "published"), ("ring", "published"))
+TWO_PASSES = ("tensor", "ring")
 DENOISER = WanConfig(width=24, depth=2, num_heads=2, hidden=40, text_width=16, frequency_width=32)
 CODEC = WanCodecConfig(base=8, blocks=1)
 
@@ -92,6 +100,19 @@ def clip(kind: str, folder: str, request: GenerateRequest, ranks: Ranks) -> dict
     return found
 
 
+def two_passes(kind: str, folder: str, ranks: Ranks) -> dict[str, Any]:
+    """As `clip`, in two passes."""
+    request, passes = REQUESTS["in two passes"], TwoPasses(levels=(0.9, 0.5))
+    upsampler = load_upsampler(folder)
+    clip = generate_in_two_passes(load_parallel(folder, kind, ranks, "fp32"), upsampler, request, passes).clip
+    found: dict[str, Any] = {"sum": int(clip.frames.sum(dtype=torch.int64))}
+    if ranks.is_first:
+        shown = generate_in_two_passes(load_pipeline(folder, "cpu", "fp32"), upsampler, request, passes).clip.frames
+        assert shown.float().std() > 1
+        found["levels"] = int((clip.frames.int() - shown.int()).abs().max())
+    return found
+
+
 def refusals(folders: dict[str, str], ranks: Ranks) -> list[str]:
     said = []
     acts: tuple[Callable[[], object], ...] = (
@@ -118,13 +139,14 @@ def texts(folder: str, ranks: Ranks) -> list[str]:
     return many.text_encoder.encoder.asked
 
 
-def work(result: Path, own: str, published: str) -> None:
+def work(result: Path, own: str, published: str, ltx: str) -> None:
     folders = {"own": own, "published": published}
     vitascope.tasks.published.open_t5 = lambda *given, **named: Words()
     with joined(os.environ, "cpu", patience_s=240.0) as ranks:
         found: dict[str, Any] = {
             f"{kind}, {which}": clip(kind, folders[which], REQUESTS[which], ranks) for kind, which in CASES
         }
+        found |= {f"{kind}, in two passes": two_passes(kind, ltx, ranks) for kind in TWO_PASSES}
         found["refusals"] = refusals(folders, ranks)
         found["texts"] = texts(published, ranks)
     result.write_text(json.dumps(found))
@@ -158,8 +180,34 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(in_processes: Callable[..., list[Any]], tiny_model: Path, published: Path) -> list[Any]:
-    return in_processes(__file__, COUNT, arguments=(str(tiny_model), str(published)))
+def ltx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An LTX-Video pipeline with an up-sampler in the layout of diffusers, without a text encoder."""
+    folder = tmp_path_factory.mktemp("ltx")
+    torch.manual_seed(0)
+    wide: dict[str, Any] = {"num_attention_heads": 2, "attention_head_dim": 8, "cross_attention_dim": 16}
+    wide |= {"num_layers": 2, "caption_channels": 16, "in_channels": 8, "out_channels": 8}
+    slim: dict[str, Any] = {"latent_channels": 8, "block_out_channels": [8] * 4, "layers_per_block": [1] * 5}
+    slim |= {f"decoder_{key}": value for key, value in slim.items() if key != "latent_channels"}
+    doubled = [True, True, True, False]
+    slim |= {"spatio_temporal_scaling": doubled, "decoder_spatio_temporal_scaling": doubled}
+    enlarging = {"in_channels": 8, "mid_channels": 32, "num_blocks_per_stage": 1}
+    parts: tuple[tuple[str, str, Any, dict[str, Any]], ...] = (
+        ("transformer", "LTXVideoTransformer3DModel", LTXDenoiser, wide),
+        ("vae", "AutoencoderKLLTXVideo", LTXCodec, slim),
+        ("latent_upsampler", "LTXLatentUpsamplerModel", LTXUpsampler, enlarging),
+    )
+    for place, name, kind, values in parts:
+        config = named(PUBLISHED[name].config)({"_class_name": name, **values})
+        write_part(folder / place, kind(config), named(PUBLISHED[name].keys)(config), {"_class_name": name, **values})
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({}))
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "LTXConditionPipeline"}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(in_processes: Callable[..., list[Any]], tiny_model: Path, published: Path, ltx: Path) -> list[Any]:
+    return in_processes(__file__, COUNT, arguments=(str(tiny_model), str(published), str(ltx)))
 
 
 @pytest.mark.parametrize(("kind", "which"), CASES)
@@ -169,6 +217,13 @@ def test_a_clip_is_that_of_one_process(kind: str, which: str, found: list[Any]) 
     assert first["latents"] < 1e-4
     assert first["levels"] <= 1
     assert first["sums"] == second["sums"], "the processes made different clips"
+
+
+@pytest.mark.parametrize("kind", TWO_PASSES)
+def test_a_clip_in_two_passes_is_that_of_one_process(kind: str, found: list[Any]) -> None:
+    first, second = (result[f"{kind}, in two passes"] for result in found)
+    assert first["levels"] <= 1
+    assert first["sum"] == second["sum"]
 
 
 def test_what_cannot_be_made_is_refused_on_every_process(found: list[Any]) -> None:

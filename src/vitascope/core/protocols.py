@@ -154,6 +154,14 @@ class VideoCodec(Protocol):
     def decode(self, latents: Tensor) -> Tensor: ...
 
 
+@runtime_checkable
+class Normalises(Protocol):
+    """A video codec whose latents have a scale of their own, `raw`, which an up-sampler was trained on."""
+
+    def normalise(self, raw: Tensor) -> Tensor: ...
+    def denormalise(self, latents: Tensor) -> Tensor: ...
+
+
 class AudioCodec(Protocol):
     """Samples (B, 1, N * hop) in [-1, 1] to latents (B, C, N) of unit scale, and back."""
 

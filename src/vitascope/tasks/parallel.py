@@ -11,7 +11,7 @@ import torch
 from vitascope.core.errors import choice
 from vitascope.core.protocols import KeepsTexts, TextEncoder
 from vitascope.core.tracks import TextContext
-from vitascope.models.codecs.parallel import SharedCodec
+from vitascope.models.codecs.parallel import share_codec
 from vitascope.models.parallel import SharedDenoiser
 from vitascope.parallel.ranks import Ranks
 from vitascope.parallel.tokens import SHARINGS
@@ -45,7 +45,7 @@ def load_parallel(
     return replace(
         pipeline,
         denoiser=denoiser,
-        video_codec=SharedCodec(pipeline.video_codec, ranks),
+        video_codec=share_codec(pipeline.video_codec, ranks),
         text_encoder=encode(pipeline.text_encoder, ranks),
     )
 

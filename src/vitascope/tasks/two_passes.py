@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Protocol, cast, runtime_checkable
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from vitascope.core.errors import CapabilityError, CheckpointError, InputError, ShapeError
+from vitascope.core.protocols import Normalises
 from vitascope.core.random import derive_seed
 from vitascope.core.shapes import ClipFormat
 from vitascope.core.tracks import VIDEO
@@ -54,14 +55,6 @@ class TwoPasses:
         for name in ("adain", "tone_map"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} of two passes lies in [0, 1], got {getattr(self, name)}")
-
-
-@runtime_checkable
-class Normalises(Protocol):
-    """A codec whose latents have a scale of their own, which an up-sampler was trained on."""
-
-    def normalise(self, raw: Tensor) -> Tensor: ...
-    def denormalise(self, latents: Tensor) -> Tensor: ...
 
 
 def load_upsampler(folder: str | Path, device: torch.device | str = "cpu", variant: str = "") -> LTXUpsampler:

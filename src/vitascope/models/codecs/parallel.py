@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vitascope.core.errors import CapabilityError
-from vitascope.core.protocols import VideoCodec
+from vitascope.core.protocols import Normalises, VideoCodec
 from vitascope.core.shapes import VideoStrides, check_latents
 from vitascope.models.codecs.causal_video.model import CausalVideoCodec
 from vitascope.models.codecs.ltx.model import NOISE_SCALE, TIMESTEP, LTXCodec
@@ -94,3 +94,17 @@ class SharedCodec:
     def preview(self, latents: Tensor) -> Tensor:
         """Frames by the codec's preview, or its decoder, on this process alone: one may ask and the others not."""
         return getattr(self.codec, "preview", self.codec.decode)(latents)
+
+
+class SharedScaledCodec(SharedCodec):
+    """`SharedCodec` of one that `core.protocols.Normalises`: every process brings all latents to the other scale."""
+
+    def __init__(self, codec: VideoCodec, ranks: Ranks) -> None:
+        super().__init__(codec, ranks)
+        assert isinstance(codec, Normalises)
+        self.normalise, self.denormalise = codec.normalise, codec.denormalise
+
+
+def share_codec(codec: VideoCodec, ranks: Ranks) -> SharedCodec:
+    """The codec for several processes, with all that it offers beside frames and latents."""
+    return (SharedScaledCodec if isinstance(codec, Normalises) else SharedCodec)(codec, ranks)
