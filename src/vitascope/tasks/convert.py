@@ -22,8 +22,8 @@ from vitascope.models.original import ORIGINALS
 from vitascope.models.parts import Layout, Part
 from vitascope.models.published import PUBLISHED
 from vitascope.models.text.t5.original import load_original as load_text_encoder
-from vitascope.tasks.discover import CODEC, DENOISER, IMAGE, INDEX, TEXT, Found
-from vitascope.tasks.published import FOLDERS, PIPELINES, WAN_TOKENIZER
+from vitascope.tasks.discover import CODEC, DENOISER, FOLDERS, IMAGE, INDEX, TEXT, Found
+from vitascope.tasks.published import PIPELINES, WAN_TOKENIZER
 from vitascope.tasks.schedulers import lost_in_diffusers, write_ltx_scheduler, write_scheduler
 from vitascope.weights.converted import MAX_SHARD_BYTES, Converted, Rounded, write_sharded
 from vitascope.weights.foreign import read_object

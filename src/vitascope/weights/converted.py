@@ -55,8 +55,9 @@ class Converted:
 
     def _act(self, move: Move, get: Callable[[str], Tensor]) -> dict[str, Tensor]:
         sources, targets = (move.ours, move.theirs) if self._writing else (move.theirs, move.ours)
-        act = move.rule.write if self._writing else move.rule.read
-        return dict(zip(targets, act([get(source) for source in sources]), strict=True))
+        tensors = [get(source) for source in sources]
+        made = move.rule.write(tensors) if self._writing else move.read(tensors, self.label)
+        return dict(zip(targets, made, strict=True))
 
 
 @dataclass(frozen=True)
