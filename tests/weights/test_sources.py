@@ -115,7 +115,7 @@ def test_faults_of_shards_are_told(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="names a shard outside its folder"):
         open_source(tmp_path)
     index.write_text("[1, 2")
-    with pytest.raises(CheckpointError, match="is not a readable index"):
+    with pytest.raises(CheckpointError, match="cannot be read: it is not JSON"):
         open_source(tmp_path)
 
 

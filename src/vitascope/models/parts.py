@@ -36,7 +36,9 @@ def reading_config(label: str) -> Iterator[None]:
     """A block that reads somebody else's configuration: what wrong values raise in it becomes CheckpointError."""
     try:
         yield
-    except InputError as error:
+    except (InputError, CheckpointError) as error:
+        if label in str(error):
+            raise
         raise CheckpointError(f"{label}: {error}") from error
     except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
         raise CheckpointError(f"{label} holds values that no such model has: {shortly(str(error))}") from error

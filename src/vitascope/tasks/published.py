@@ -307,6 +307,7 @@ def _fingerprint(folder: Path) -> str:
     """Of the names, sizes and heads of all weights; hashing tens of gigabytes would take longer than reading them."""
     digest = hashlib.blake2b(digest_size=8)
     files = [folder] if folder.is_file() else [*folder.rglob("*.safetensors"), *folder.glob("*.pth")]
+    files = [file for file in files if file.is_file()]  # what is none is told where it is needed
     for path in sorted(files):
         with path.open("rb") as file:
             head = file.read(8)
