@@ -127,12 +127,17 @@ def loading(what: str) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def check_floating(source: TensorSource) -> None:
-    """Raise CheckpointError for weights of an encoder that were quantised: `transformers` would take the whole numbers
-    for the weights themselves."""
-    for name in source.names():
+def check_encoder(folder: Path, source: TensorSource) -> None:
+    """Raise CheckpointError for weights of an encoder that were quantised (`transformers` would take the whole numbers
+    for the weights themselves), and for more layers than there are tensors (it would build them without end)."""
+    names = source.names()
+    for name in names:
         if not is_unused(name):
             check_kind(name, source.info(name).dtype, torch.float32, source.label)
+    values = read_object(folder / "config.json")
+    for key in ("num_layers", "num_hidden_layers"):
+        if isinstance(values.get(key), int) and values[key] > len(names):
+            raise CheckpointError(f"{folder} speaks of {key} {values[key]}, the weights have {len(names)} tensors")
 
 
 def encoder_class(folder: Path, classes: Mapping[str, str]) -> Any:
@@ -161,7 +166,7 @@ def load_pretrained(
     check_quantise(quantise, device)
     cls = encoder_class(folder, classes)
     source = open_source(folder)  # says in one line which shard is missing, and that there is no other format
-    check_floating(source)
+    check_encoder(folder, source)
     close(source)
     settings: dict[str, Any] = {}
     if quantise is not None:

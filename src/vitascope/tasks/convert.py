@@ -69,7 +69,7 @@ def convert_model(found: Found, target: Target, report: Report = lambda what, do
     _check_whole(found)
     one_file = target.layout == "original" and any(part.family in LTX for part in found.parts.values())
     place = target.path.with_suffix(".safetensors") if one_file else target.path
-    _check_place(found.path, place)
+    _check_place(place)
     if one_file:
         return [_write_ltx(found, replace(target, path=place), report)]
     with new_folder(place) as folder:
@@ -102,12 +102,10 @@ def _check_whole(found: Found) -> None:
         raise CheckpointError(f"{found.path} has no folder {lost[0]}, which its {INDEX} names: fetch it again")
 
 
-def _check_place(source: Path, place: Path) -> None:
-    """Raise CheckpointError unless the place is free, or an empty folder, and not inside the model itself."""
+def _check_place(place: Path) -> None:
+    """Raise CheckpointError unless the place is free, or an empty folder."""
     if os.path.lexists(place) and not (place.is_dir() and not place.is_symlink() and not any(place.iterdir())):
         raise CheckpointError(f"{place} is there already: give a new place")
-    if source.is_dir() and place.resolve().is_relative_to(source.resolve()):
-        raise CheckpointError(f"{place} lies inside the model that is converted: give another place")
 
 
 @contextmanager

@@ -207,7 +207,8 @@ def load_published_pipeline(
         codec = _there(parts[CODEC]).load(device=device)
     _check_channels(found.path, denoiser, codec)
     defaults = replace(defaults, tea_coefficients=tea_coefficients(kind.denoiser, denoiser.config.width, denoiser))
-    pictures = partial(_image_encoder, found, device) if getattr(denoiser.config, "image_width", 0) else None
+    width = getattr(denoiser.config, "image_width", 0)
+    pictures = partial(_image_encoder, found, device, width) if width else None
     pipeline = Pipeline(
         name=name,
         denoiser=denoiser,
@@ -258,11 +259,20 @@ def _text_files(found: Found, extras: Extras) -> T5Files:
     )
 
 
-def _image_encoder(found: Found, device: torch.device) -> ClipImageEncoder:
-    if IMAGE not in found.encoders:
-        return load_clip(found.path, device=device)
-    source = open_source(found.encoders[IMAGE], allow_pickle=True)  # allowed when it was found
-    return ClipImageEncoder(load_original(source, device=device)).eval()
+def _image_encoder(found: Found, device: torch.device, width: int) -> ClipImageEncoder:
+    """Raises CheckpointError for one whose tokens are not of that width."""
+    if IMAGE in found.encoders:
+        source = open_source(found.encoders[IMAGE], allow_pickle=True)  # allowed when it was found
+        encoder = ClipImageEncoder(load_original(source, device=device)).eval()
+    else:
+        encoder = load_clip(found.path, device=device)
+    model: Any = encoder.model
+    if model.config.hidden_size != width:
+        own = model.config.hidden_size
+        raise CheckpointError(
+            f"the parts of {found.path} do not fit: pictures {width} of the transformer, {own} beside it"
+        )
+    return encoder
 
 
 def read_schedule(folder: Path, kind: PublishedPipeline) -> SamplingSchedule:
@@ -277,8 +287,8 @@ def read_schedule(folder: Path, kind: PublishedPipeline) -> SamplingSchedule:
 
 def _check_family(path: Path, role: str, part: Part | None, family: str) -> None:
     if part is None or part.family != family:
-        what = "nothing" if part is None else f"a model of family {part.family}"
-        raise CheckpointError(f"{path} holds {what} as its {role}; a model of family {family} belongs there")
+        what = f"a model of family {part.family} as its {role}" if part is not None else f"no {role}"
+        raise CheckpointError(f"{path} holds {what}; a model of family {family} belongs there")
 
 
 def _check_kind(files: T5Files, pipeline: PublishedPipeline) -> None:

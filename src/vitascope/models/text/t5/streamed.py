@@ -17,7 +17,7 @@ from vitascope.core.errors import CheckpointError
 from vitascope.models.offload.offloaded import WHOLE, Layers, Offloaded
 from vitascope.models.offload.stores import FileStore
 from vitascope.models.parts import close
-from vitascope.models.pretrained import check_floating, encoder_class, is_unused, loading, transformers
+from vitascope.models.pretrained import check_encoder, encoder_class, is_unused, loading, transformers
 from vitascope.models.text.t5.original import KEYS, TOKENS, original_config
 from vitascope.weights.keys import Drop, KeyTable, Rename
 from vitascope.weights.sources import TensorSource, open_source, read_rows
@@ -94,7 +94,7 @@ def _folder(place: Path, source: TensorSource) -> tuple[Any, str, KeyTable]:
         config = cls.config_class.from_pretrained(place, local_files_only=True, attn_implementation="sdpa")
         with torch.device("meta"):
             model = cls(config)
-    check_floating(source)
+    check_encoder(place, source)
     names = source.names()
     tokens = next((name for name in TABLES if name in names), "")
     if not tokens:
