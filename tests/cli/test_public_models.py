@@ -151,7 +151,7 @@ WRONG: dict[str, tuple[Change, str]] = {
     ),
     "no number": (values("transformer/config.json", eps=float("nan")), "eps must be a number, got nan"),
     "below 0": (values("transformer/config.json", eps=-1.0), "eps of -1.0 is out of all bounds"),
-    "too large": (values("transformer/config.json", ffn_dim=10**400), "ffn_dim must be a whole number"),
+    "too large": (values("transformer/config.json", ffn_dim=10**400), "a number of 401 digits"),
     "too deep": (values("transformer/config.json", num_layers=10**7), "speaks of 10000000 layers, the weights have"),
     "no class": (values("vae/config.json", _class_name=None), "does not say what it holds (_class_name"),
     "shift": (values("scheduler/scheduler_config.json", flow_shift=-1.0), "scheduler_config.json: the shift of a"),

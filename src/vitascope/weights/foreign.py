@@ -16,12 +16,18 @@ _LARGEST = 2**31 - 1
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text. Raises ValueError for one that is damaged, nested without end, or that gives a key
-    twice (of which each reader would take another)."""
+    """The value of a JSON text. Raises ValueError for one that is damaged, nested without end, that gives a key twice
+    (of which each reader would take another), or has whole numbers that are none of a model."""
     try:
-        return json.loads(text, object_pairs_hook=_once)
+        return json.loads(text, object_pairs_hook=_once, parse_int=_whole)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > 100:  # tokenisers say 10^30 for no limit
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
 
 
 def read_object(path: str | Path) -> dict[str, Any]:
