@@ -305,7 +305,6 @@ def _run(
 
 
 def _check_finite(pipeline: Pipeline, step: Step) -> None:
-    """Raise CheckpointError for a step that went to infinity."""
     if not all(is_finite(track.values) for track in step.tracks.values()):
         what = f"{pipeline.name} gives no finite numbers at step {step.index + 1} of {step.num_steps}"
         raise CheckpointError(f"{what}: its weights may be damaged{' or a LoRA is too strong' * bool(pipeline.loras)}")
