@@ -124,3 +124,49 @@ def test_a_part_that_does_not_fit_is_told(ltx: Path, tmp_path: Path, capsys: pyt
     (copy / "config.json").write_text(json.dumps(config | {"num_layers": 3}))
     assert main(["inspect", str(copy)]) == 0
     assert "cannot be loaded: " in capsys.readouterr().out
+
+
+def test_the_file_of_an_ltx_model_takes_the_place_of_none(
+    ltx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = tmp_path / "mine.safetensors"
+    kept.write_bytes(b"mine")
+    assert main(["convert", str(ltx), str(tmp_path / "mine"), "--layout", "original"]) == 2
+    assert "mine.safetensors is there already" in capsys.readouterr().err
+    assert kept.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ("[" * 100_000, "has a damaged configuration: it is nested too deeply"),
+        ({"transformer": [1]}, "transformer in the configuration of"),
+        ({"scheduler": "x"}, "scheduler in the configuration of"),
+        ({"scheduler": {"sampler": "Constant", "shift": "x"}}, "shift must be a number, got 'x'"),
+        (
+            {"scheduler": {"sampler": "Constant", "shift": 1e9}},
+            "holds values that no such model has: 'math range error'",
+        ),
+        ({"scheduler": {"shifting": "SD3", "target_shift_terminal": "x"}}, "target_shift_terminal must be a number"),
+        ({"transformer": {"positional_embedding_max_pos": [1]}}, "holds values that no such model has"),
+        ({"transformer": {"positional_embedding_max_pos": ["a", "b", "c"]}}, "max_pos[0] must be a number, got 'a'"),
+        ({"vae": {"decoder_blocks": [["compress_all", {"multiplier": 0}], ["res_x", 1]]}}, "holds values that no such"),
+        ({"vae": {"encoder_blocks": [["res_x", {}]]}}, "the vae of"),
+        ({"vae": {"encoder_blocks": [["res_x", {"num_layers": "x"}]]}}, "the vae of"),
+    ],
+)
+def test_configurations_of_the_authors_that_cannot_be_are_refused(
+    values: Any, words: str, ltx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "ltx.safetensors"
+    assert main(["convert", str(ltx), str(file), "--layout", "original"]) == 0
+    notes = json.loads(read_metadata(file)["config"])
+    if not isinstance(values, str):
+        merged = {k: {**notes[k], **v} if isinstance(v, dict) and k != "scheduler" else v for k, v in values.items()}
+        values = json.dumps(notes | merged)
+    save_file(load_file(file), file, {"config": values})
+    capsys.readouterr()
+    assert main(["inspect", str(file)]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1

@@ -142,7 +142,7 @@ def test_a_clip_is_extended(run: Run, tmp_path: Path, files: Path, capsys: Any) 
 
 
 def test_prompts_from_a_file(run: Run, tmp_path: Path, capsys: Any) -> None:
-    (tmp_path / "prompts.txt").write_text("a red ball\n\n  a blue box [/bold]\n", encoding="utf-8")
+    (tmp_path / "prompts.txt").write_text("a red ball\n\n  a blue box [/bold]\n", encoding="utf-8-sig")
     arguments = ["--prompts", tmp_path / "prompts.txt", "--output-dir", tmp_path / "clips", "--json"]
     assert run(*arguments, "--num-inference-steps", 1, prompt=None) == 0
     made = json.loads(capsys.readouterr().out)

@@ -345,7 +345,7 @@ def change(path: Path, **values: Any) -> None:
         ("model_index.json", {"_class_name": "FluxPipeline"}, "FluxPipeline.*valid values: WanPipeline"),
         ("transformer/config.json", {"_class_name": "Flux"}, "holds a Flux; valid here: WanTransformer3DModel"),
         ("transformer/config.json", {"colour": 1}, "unknown keys: colour"),
-        ("transformer/config.json", {"num_layers": "2"}, "num_layers must be a int"),
+        ("transformer/config.json", {"num_layers": "2"}, "num_layers must be a whole number"),
         ("transformer/config.json", {"num_layers": 3}, "missing"),
         ("transformer/config.json", {"ffn_dim": 48}, "has the shape"),
         ("transformer/config.json", {"text_dim": 24}, "has the shape|do not fit"),

@@ -22,7 +22,7 @@ def test_values_come_in_the_type_of_their_default() -> None:
 
 
 def test_what_is_not_understood_is_refused() -> None:
-    with pytest.raises(CheckpointError, match="here: depth must be a int, got '3'"):
+    with pytest.raises(CheckpointError, match="here: depth must be a whole number, got '3'"):
         ForeignConfig({"depth": "3"}, "here").take("depth", 1)
     with pytest.raises(CheckpointError, match="sizes must be a list"):
         ForeignConfig({"sizes": "12"}).take("sizes", (1,))

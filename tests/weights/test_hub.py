@@ -37,7 +37,8 @@ def test_names_of_the_hub(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["pocket", "./who/what", "/who/what", "a/b/c", "who/what@", "who/..", "-a/b", "", "a b/c"]
+    "text",
+    ["pocket", "./who/what", "/who/what", "a/b/c", "who/what@", "who/..", "-a/b", "", "a b/c", "a/b.safetensors"],
 )
 def test_what_is_no_name_of_the_hub(text: str) -> None:
     assert not hub.is_hub_name(text)

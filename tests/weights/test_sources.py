@@ -56,9 +56,7 @@ def test_a_file_and_a_folder_with_one_file_are_read(tmp_path: Path) -> None:
 def test_shards_are_read_by_their_index(tmp_path: Path, variant: str) -> None:
     write_shards(tmp_path, f".{variant}" if variant else "")
     assert_holds(open_source(tmp_path, variant=variant), TENSORS)
-    with pytest.raises(
-        CheckpointError, match=r"holds no diffusion_pytorch_model\.bf16\.safetensors or .*there are: diff"
-    ):
+    with pytest.raises(CheckpointError, match=r"holds no diffusion_pytorch_model\.bf16\.safetensors or .*there are"):
         open_source(tmp_path, variant="bf16")
 
 
@@ -117,7 +115,7 @@ def test_faults_of_shards_are_told(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="names a shard outside its folder"):
         open_source(tmp_path)
     index.write_text("[1, 2")
-    with pytest.raises(CheckpointError, match="is not a readable index"):
+    with pytest.raises(CheckpointError, match="cannot be read: it is not JSON"):
         open_source(tmp_path)
 
 

@@ -34,6 +34,7 @@ def convert(
     kind = DTYPES[choice("dtype", dtype, DTYPES)]
     found = discover(model_place(model), allow_pickle=allow_pickle, variant=variant)
     target = Target(output, "original" if name == "original" else "diffusers", getattr(torch, kind) if kind else None)
+    notes = left_out(found, target.layout)
     console = stderr_console()
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -41,7 +42,6 @@ def convert(
         made = convert_model(
             found, target, lambda what, done, total: bar.update(job, description=what, completed=done, total=total)
         )
-    notes = left_out(found, target.layout)
     if json_output:
         print_json({"output": str(output), "files": [str(path) for path in made], "notes": notes})
     else:

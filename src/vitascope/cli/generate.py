@@ -177,7 +177,7 @@ def _jobs(
     if prompt is not None or output is not None or output_dir is None:
         raise InputError("--prompts FILE goes with --output-dir DIR, without a prompt or --output")
     try:
-        lines = [line.strip() for line in prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.strip() for line in prompts.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{prompts} cannot be read as a list of prompts: {reason}") from error

@@ -83,4 +83,5 @@ def open_model(choice: ModelChoice) -> Iterator[Opened]:
         )
         if pipeline.memory is not None:
             stack.callback(pipeline.memory.release)
-        yield Opened(apply_loras(pipeline, choice.loras, note=lambda text: say(f"note: {text}")))
+        pickles = choice.beside.allow_pickle
+        yield Opened(apply_loras(pipeline, choice.loras, note=lambda text: say(f"note: {text}"), allow_pickle=pickles))

@@ -35,12 +35,15 @@ class Sampling:
         from vitascope.caches.steps import StepCaching
         from vitascope.diffusion.sampling_schedule import read_levels
 
+        layers = _layers(self.stg_layers) if self.stg_layers else None
+        if self.stg_scale is None and (layers or self.stg_by):
+            raise InputError("--stg-layers and --stg-by go with --stg-scale, such as --stg-scale 1")
         return {
             "levels": read_levels(self.levels) if self.levels else None,
             "guidance_rescale": self.guidance_rescale,
             "guidance_interval": _interval(self.guidance_interval) if self.guidance_interval else None,
             "stg_scale": self.stg_scale,
-            "stg_layers": _layers(self.stg_layers) if self.stg_layers else None,
+            "stg_layers": layers,
             "stg_by": self.stg_by or None,
             "step_cache": StepCaching.parse(self.step_cache) if self.step_cache else None,
             "image_cond_noise_scale": self.image_cond_noise_scale,

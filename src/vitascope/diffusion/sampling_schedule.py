@@ -58,11 +58,13 @@ class ShiftBySize:
     def __post_init__(self) -> None:
         if self.cells_low == self.cells_high:
             raise InputError("the two sizes of a shift by size must differ")
+        if not max(abs(self.log_low), abs(self.log_high)) <= 20:
+            raise InputError(f"a shift by size lies in -20..20, got {self.log_low} and {self.log_high}")
 
     def shift(self, num_cells: int) -> float:
         """The factor for a clip of so many cells."""
         share = (num_cells - self.cells_low) / (self.cells_high - self.cells_low)
-        return exp(self.log_low + share * (self.log_high - self.log_low))
+        return exp(min(self.log_low + share * (self.log_high - self.log_low), 500.0))
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vitascope.core.errors import CheckpointError, InputError
+from vitascope.core.errors import CheckpointError
 from vitascope.models import named
-from vitascope.models.parts import Part
+from vitascope.models.parts import Part, checked_config, reading_config
 from vitascope.weights.shapes import Shapes
 from vitascope.weights.sources import TensorSource, Under
 
@@ -61,10 +61,10 @@ def find_parts(source: TensorSource, notes: Mapping[str, Any] | None = None) -> 
         if family is None:
             continue
         original, inside = ORIGINALS[family], Under(source, prefix) if prefix else source
-        try:
+        label = f"the {original.notes} of {source.label}"
+        with reading_config(label):
             config = original.named("read_config")(Shapes(inside), (notes or {}).get(original.notes) or {})
-        except InputError as error:
-            raise CheckpointError(f"{source.label}: {error}") from error
+        config = checked_config(config, inside, label)
         parts.append(Part(family, "original", config, original.keys(config), inside))
         taken.append(prefix)
     left = sorted(name for name in names if not name.startswith(tuple(taken)))

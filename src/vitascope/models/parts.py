@@ -2,24 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from reprlib import Repr
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from vitascope.core.errors import CheckpointError, InputError
 from vitascope.models import FAMILIES, named
 from vitascope.models.offload.stores import FileStore
 from vitascope.models.parallel import divide_matrices
 from vitascope.nn.precision import matrix_names, store_matrices
 from vitascope.parallel.ranks import Ranks
+from vitascope.weights.config import config_from_dict, config_to_dict
 from vitascope.weights.keys import KeyTable
 from vitascope.weights.sources import SafetensorsSource, TensorSource, Under
 from vitascope.weights.streaming import load_streaming
 
 Layout = Literal["diffusers", "original"]
 Report = Callable[[int, int], None]
+_COUNTS = ("depth", "blocks", "num_blocks")
+"""What configurations call numbers of layers."""
+_SHORT = Repr()
+_SHORT.maxstring = 100
+shortly = _SHORT.repr
+
+
+@contextmanager
+def reading_config(label: str) -> Iterator[None]:
+    """A block that reads somebody else's configuration: what wrong values raise in it becomes CheckpointError."""
+    try:
+        yield
+    except (InputError, CheckpointError) as error:
+        if label in str(error):
+            raise
+        raise CheckpointError(f"{label}: {error}") from error
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+        raise CheckpointError(f"{label} holds values that no such model has: {shortly(str(error))}") from error
+
+
+def checked_config(config: Any, source: TensorSource, label: str) -> Any:
+    """The configuration with every field of its type. Raises CheckpointError for a field of another, for numbers out of
+    all bounds, and for more layers than there are tensors (building them would take without end)."""
+    try:
+        config = config_from_dict(type(config), config_to_dict(config))
+    except CheckpointError as error:
+        raise CheckpointError(f"{label}: {error}") from error
+    num_layers = 0
+    for name, value in _numbers(config_to_dict(config)):
+        if not -(2**31) < value < 2**31 or (name == "eps" and not 0 <= value < 1):
+            raise CheckpointError(f"{label}: {name} of {shortly(value)} is out of all bounds")
+        num_layers += int(value) if name in _COUNTS else 0
+    if num_layers > len(source.names()):
+        raise CheckpointError(f"{label} speaks of {num_layers} layers, the weights have {len(source.names())} tensors")
+    return config
+
+
+def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers inside a configuration, with the names of the fields that they stand in."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _numbers(item, key)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _numbers(item, name)
+    elif isinstance(value, (int, float)):
+        yield name, value
 
 
 @dataclass(frozen=True)
@@ -34,8 +85,14 @@ class Part:
 
     def on_meta(self) -> nn.Module:
         """The model without its weights."""
-        with torch.device("meta"):
-            return named(FAMILIES[self.family].model)(self.config)
+        try:
+            with torch.device("meta"):
+                return named(FAMILIES[self.family].model)(self.config)
+        except (RuntimeError, TypeError) as error:
+            why = shortly(str(error))
+            raise CheckpointError(
+                f"no model can be built of the configuration of {self.source.label}: {why}"
+            ) from error
 
     def load(
         self,

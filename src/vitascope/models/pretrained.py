@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -16,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
-from vitascope.core.errors import CapabilityError, CheckpointError, choice
+from vitascope.core.errors import CapabilityError, CheckpointError, VitascopeError, choice
+from vitascope.models.parts import close
 from vitascope.weights.foreign import read_object
-from vitascope.weights.sources import open_source
+from vitascope.weights.sources import TensorSource, open_source
+from vitascope.weights.streaming import check_kind
 
-_WHAT_LOADING_RAISES = (OSError, ValueError, RuntimeError, LookupError, TypeError, ImportError, SafetensorError)
 _UNUSED = re.compile(r"decoder\.|lm_head\.|visual_projection\.|.*\.position_ids$")
 """Weights that lie beside an encoder's in checkpoints of the whole model, and that an encoder has no use for."""
 
@@ -103,6 +105,41 @@ def check_quantise(quantise: str | None, device: torch.device | str) -> None:
             raise CapabilityError(f"quantise {quantise!r} needs the package {package}: pip install {package}")
 
 
+@contextmanager
+def loading(what: str) -> Iterator[None]:
+    """A block that has `transformers` read a folder: it says nothing (its bars and tables stand between our lines), and
+    whatever it raises on a damaged folder becomes one CheckpointError about `what`."""
+    logging = transformers("text encoders of public checkpoints").logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (VitascopeError, MemoryError):
+        raise
+    except Exception as error:  # whatever the code of others raises on files of others
+        raise CheckpointError(f"{what} cannot be loaded: {_one_line(error)[:200]}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def check_encoder(folder: Path, source: TensorSource) -> None:
+    """Raise CheckpointError for weights of an encoder that were quantised (`transformers` would take the whole numbers
+    for the weights themselves), and for more layers than there are tensors (it would build them without end)."""
+    names = source.names()
+    for name in names:
+        if not is_unused(name):
+            check_kind(name, source.info(name).dtype, torch.float32, source.label)
+    values = read_object(folder / "config.json")
+    for key in ("num_layers", "num_hidden_layers"):
+        if isinstance(values.get(key), int) and values[key] > len(names):
+            raise CheckpointError(f"{folder} speaks of {key} {values[key]}, the weights have {len(names)} tensors")
+
+
 def encoder_class(folder: Path, classes: Mapping[str, str]) -> Any:
     """The class in `transformers` of the model in a folder, of those in `classes` by the `model_type` of config.json.
     Raises CheckpointError for another model, CapabilityError without the package."""
@@ -128,11 +165,13 @@ def load_pretrained(
     folder = Path(folder)
     check_quantise(quantise, device)
     cls = encoder_class(folder, classes)
-    open_source(folder)  # says in one line which shard is missing, and that there is no other format
+    source = open_source(folder)  # says in one line which shard is missing, and that there is no other format
+    check_encoder(folder, source)
+    close(source)
     settings: dict[str, Any] = {}
     if quantise is not None:
         settings = {"quantization_config": QUANTISERS[quantise].setting(dtype), "device_map": {"": str(device)}}
-    try:
+    with loading(str(folder)):
         model, report = cls.from_pretrained(
             folder,
             dtype=dtype,
@@ -143,8 +182,6 @@ def load_pretrained(
             ignore_mismatched_sizes=True,  # they are in the report, and refused by their names
             **settings,
         )
-    except _WHAT_LOADING_RAISES as error:
-        raise CheckpointError(f"{folder} cannot be loaded: {_one_line(error)}") from error
     _check_report(folder, report)
     return (model if quantise else model.to(device)).eval().requires_grad_(False)
 

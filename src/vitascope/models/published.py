@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vitascope.core.errors import CheckpointError, InputError
+from vitascope.core.errors import CheckpointError
 from vitascope.models import named
-from vitascope.models.parts import Part, Report
+from vitascope.models.parts import Part, Report, checked_config, reading_config
 from vitascope.parallel.ranks import Ranks
 from vitascope.weights.foreign import read_object
 from vitascope.weights.sources import open_source
@@ -59,13 +59,15 @@ def open_published(folder: str | Path, classes: Sequence[str] = tuple(PUBLISHED)
     values = read_object(folder / "config.json")
     name = values.get("_class_name")
     if name not in classes:
-        raise CheckpointError(f"{folder} holds a {name}; valid here: {', '.join(classes)}")
+        what = f"holds a {str(name)[:80]}" if name else "does not say what it holds (_class_name in config.json)"
+        raise CheckpointError(f"{folder} {what}; valid here: {', '.join(classes)}")
     part = PUBLISHED[str(name)]
-    try:
+    label = str(folder / "config.json")
+    with reading_config(label):
         config = named(part.config)(values)
-    except InputError as error:
-        raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
-    return Part(part.family, "diffusers", config, named(part.keys)(config), open_source(folder, variant=variant))
+    source = open_source(folder, variant=variant)
+    config = checked_config(config, source, label)
+    return Part(part.family, "diffusers", config, named(part.keys)(config), source)
 
 
 def load_published(

@@ -42,7 +42,7 @@ class Visibility:
 
 def head_width(width: int, num_heads: int) -> int:
     """Width of a head. Raises ShapeError unless it is a whole, even number."""
-    if num_heads < 1 or width % num_heads or (width // num_heads) % 2:
+    if num_heads < 1 or width < 1 or width % num_heads or (width // num_heads) % 2:
         raise ShapeError(f"width {width} cannot be divided between {num_heads} heads of an even width")
     return width // num_heads
 

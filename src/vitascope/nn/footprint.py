@@ -37,6 +37,17 @@ def without_values() -> Iterator[None]:
         yield
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all values are finite numbers; without a temporary their size, and waiting for the device. Of tensors
+    without values nothing is asked: True."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    if isinstance(tensor, FakeTensor) or not tensor.numel():
+        return True
+    low, high = tensor.aminmax()
+    return bool(low.isfinite() & high.isfinite())
+
+
 def hollow(build: Callable[[], nn.Module], like: Mapping[str, Tensor]) -> nn.Module:
     """The module that `build` makes, with weights that have no values; to be called in `without_values`.
 

@@ -7,9 +7,11 @@ authors' own files of them are written as transformers has them.
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,9 @@ from vitascope.models.original import ORIGINALS
 from vitascope.models.parts import Layout, Part
 from vitascope.models.published import PUBLISHED
 from vitascope.models.text.t5.original import load_original as load_text_encoder
-from vitascope.tasks.discover import CODEC, DENOISER, IMAGE, INDEX, TEXT, Found
-from vitascope.tasks.published import FOLDERS, PIPELINES, WAN_TOKENIZER
+from vitascope.tasks.discover import CODEC, DENOISER, FOLDERS, IMAGE, INDEX, TEXT, Found
+from vitascope.tasks.inspection import problem
+from vitascope.tasks.published import PIPELINES, WAN_TOKENIZER
 from vitascope.tasks.schedulers import lost_in_diffusers, write_ltx_scheduler, write_scheduler
 from vitascope.weights.converted import MAX_SHARD_BYTES, Converted, Rounded, write_sharded
 from vitascope.weights.foreign import read_object
@@ -31,6 +34,8 @@ from vitascope.weights.sources import TensorSource, Under, open_source
 from vitascope.weights.tensor_file import atomic_file, write_tensors
 
 LAYOUTS: tuple[Layout, ...] = ("diffusers", "original")
+LTX = ("ltx", "ltx_codec")
+"""Families whose authors write one file."""
 Report = Callable[[str, int, int], None]
 """Called with what is written, the bytes so far and the bytes in all."""
 _LIBRARIES = {
@@ -53,15 +58,27 @@ class Target:
 def convert_model(found: Found, target: Target, report: Report = lambda what, done, total: None) -> list[Path]:
     """Write a model that was found in another place and layout; return the files and folders that were made.
 
-    Raises CheckpointError where it cannot be said in that layout, where the place is taken, or the disk refuses.
+    The whole of it appears at once, or nothing. Raises CheckpointError where it does not fit together, cannot be said
+    in that layout, where the place is taken, or the disk refuses.
     """
     choice("layout", target.layout, LAYOUTS)
     if not found.parts:
         raise CheckpointError(f"{found.path} is a model of this package: it has one layout only")
-    if target.path.exists() and (target.path.is_file() or any(target.path.iterdir())):
-        raise CheckpointError(f"{target.path} is there already: give a new place")
     if found.pipeline:
         choice("kind of pipeline", found.pipeline, PIPELINES)
+    _check_whole(found)
+    one_file = target.layout == "original" and any(part.family in LTX for part in found.parts.values())
+    place = target.path.with_suffix(".safetensors") if one_file else target.path
+    _check_place(place)
+    if one_file:
+        return [_write_ltx(found, replace(target, path=place), report)]
+    with new_folder(place) as folder:
+        made = _write_parts(found, replace(target, path=folder), report)
+    return [place / path.relative_to(folder) for path in made]
+
+
+def _write_parts(found: Found, target: Target, report: Report) -> list[Path]:
+    """Into a folder that is not shown to anybody before it is whole."""
     if target.layout == "original":
         return _write_original(found, target, report)
     if not found.pipeline:
@@ -71,6 +88,46 @@ def convert_model(found: Found, target: Target, report: Report = lambda what, do
         path for role, part in found.parts.items() for path in _write_folder(part, target.path / role, target, report)
     ]
     return [*made, *_write_beside(found, target.path), *_write_index(found, target.path)]
+
+
+def _check_whole(found: Found) -> None:
+    """Raise CheckpointError for a model that could not be loaded, or lacks a part that its index names."""
+    for part in found.parts.values():
+        if told := problem(part):
+            where = "" if part.source.label in told else f"{part.source.label}: "
+            raise CheckpointError(f"{where}{told}")
+    listed = read_object(found.path / INDEX) if found.kind == "diffusers" else {}
+    lost = [role for role in (DENOISER, CODEC) if any(listed.get(role) or ()) and role not in found.parts]
+    if lost:
+        raise CheckpointError(f"{found.path} has no folder {lost[0]}, which its {INDEX} names: fetch it again")
+
+
+def _check_place(place: Path) -> None:
+    """Raise CheckpointError unless the place is free, or an empty folder."""
+    if os.path.lexists(place) and not (place.is_dir() and not place.is_symlink() and not any(place.iterdir())):
+        raise CheckpointError(f"{place} is there already: give a new place")
+
+
+@contextmanager
+def new_folder(place: Path) -> Iterator[Path]:
+    """A hidden folder beside `place` that takes its name when the block ends well; else nothing is left behind.
+
+    Raises CheckpointError where the disk refuses.
+    """
+    part = place.absolute().with_name(f".{place.absolute().name}.{os.getpid()}.part")
+    try:
+        try:
+            part.mkdir(parents=True)
+            yield part
+            part.replace(place)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    except CheckpointError as error:
+        raise CheckpointError(str(error).replace(str(part), str(place))) from error
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write {place}: {error.strerror or ' '.join(str(error).split())[:200]}"
+        ) from error
 
 
 def left_out(found: Found, layout: Layout) -> list[str]:
@@ -162,10 +219,7 @@ def _class_of(folder: Path) -> str:
 
 
 def _write_original(found: Found, target: Target, report: Report) -> list[Path]:
-    """As the authors of the family write it: LTX-Video in one file, Wan and Mochi in a folder of several."""
-    families = {part.family for part in found.parts.values()}
-    if families & {"ltx", "ltx_codec"}:
-        return [_write_ltx(found, target, report)]
+    """As the authors of Wan and Mochi write it: a folder of several files."""
     made: list[Path] = []
     for part in found.parts.values():
         source = _seen_in(part, "original", target.dtype)
@@ -194,7 +248,7 @@ def _write_original(found: Found, target: Target, report: Report) -> list[Path]:
 
 def _write_ltx(found: Found, target: Target, report: Report) -> Path:
     """Denoiser and codec in one file, their configurations in its metadata."""
-    path = target.path if target.path.suffix == ".safetensors" else target.path.with_suffix(".safetensors")
+    path = target.path
     notes: dict[str, Any] = dict(found.notes) if found.kind == "original" else {}
     places: dict[str, tuple[TensorSource, str]] = {}
     for role, prefix in ((DENOISER, "model.diffusion_model."), (CODEC, "vae.")):

@@ -5,7 +5,6 @@ Nothing but heads, configurations and names of tensors is read.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,7 +19,7 @@ from vitascope.models.parts import Part
 from vitascope.models.published import PUBLISHED, open_published
 from vitascope.models.text.t5.original import MARKS as TEXT_MARKS
 from vitascope.weights.checkpoint import CONFIG_KEY
-from vitascope.weights.foreign import read_object
+from vitascope.weights.foreign import ForeignConfig, parse_json, read_object
 from vitascope.weights.sources import (
     PICKLES,
     WEIGHTS,
@@ -35,6 +34,10 @@ INDEX, SETTINGS = "model_index.json", "pipeline.json"
 DENOISER, CODEC = "transformer", "vae"
 """Parts of a pipeline, as diffusers calls their folders."""
 TEXT, IMAGE = "text_encoder", "image_encoder"
+FOLDERS = (DENOISER, CODEC, TEXT, "tokenizer", "scheduler", IMAGE, "image_processor")
+"""What is read of a pipeline as diffusers writes it."""
+UPSAMPLER = "latent_upsampler"
+"""What may lie beside it, for a second pass."""
 ENCODERS = {TEXT: TEXT_MARKS, IMAGE: IMAGE_MARKS}
 MOCHI_FILES = ("encoder.safetensors", "decoder.safetensors")
 Kind = Literal["diffusers", "original", "part", "own"]
@@ -69,7 +72,7 @@ def discover(path: str | Path, *, allow_pickle: bool = False, variant: str = "")
     if (path / INDEX).is_file():
         roles = [role for role in (DENOISER, CODEC) if (path / role).is_dir()]
         parts = {role: open_published(path / role, variant=variant) for role in roles}
-        return Found(path, "diffusers", str(read_object(path / INDEX).get("_class_name")), parts)
+        return Found(path, "diffusers", _pipeline_of(path / INDEX), parts)
     if (path / SETTINGS).is_file():
         return Found(path, "own")
     if not path.is_dir():
@@ -82,15 +85,34 @@ def discover(path: str | Path, *, allow_pickle: bool = False, variant: str = "")
     return _of_authors(path, values, allow_pickle)
 
 
+def _pipeline_of(index: Path) -> str:
+    """The class that model_index.json names. Raises CheckpointError for what such a pipeline has beside what is known:
+    without it the clip would be another (Wan 2.2 has two transformers, or a level a frame)."""
+    values = read_object(index)
+    name = values.get("_class_name")
+    if not isinstance(name, str):
+        raise CheckpointError(f"{index} does not say which pipeline it is (_class_name)")
+    listed = {key for key, value in values.items() if isinstance(value, list) and any(value)}
+    if unknown := sorted(listed - {*FOLDERS, UPSAMPLER}):
+        raise CheckpointError(
+            f"{index}: {name} with {', '.join(unknown)} is not known; known parts: {', '.join(FOLDERS)}"
+        )
+    ForeignConfig(values, str(index)).only(boundary_ratio=None, expand_timesteps=False)
+    return name
+
+
 def read_notes(path: Path) -> dict[str, Any]:
     """The configurations in the metadata of a safetensors file. Raises CheckpointError where they are damaged."""
     text = read_metadata(path).get("config") if path.suffix == ".safetensors" else None
     try:
-        notes = json.loads(text) if text else {}
-    except json.JSONDecodeError as error:
+        notes = parse_json(text) if text else {}
+    except ValueError as error:
         raise CheckpointError(f"{path} has a damaged configuration: {error}") from error
     if not isinstance(notes, dict):
         raise CheckpointError(f"the configuration of {path} must be an object")
+    for name in (DENOISER, CODEC, "scheduler"):
+        if not isinstance(notes.get(name) or {}, dict):
+            raise CheckpointError(f"{name} in the configuration of {path} must be an object")
     return notes
 
 
@@ -108,7 +130,7 @@ def find_in_file(path: Path, allow_pickle: bool = False) -> dict[str, Part]:
 def _refuse_own(path: Path, config: str) -> None:
     """Raise CheckpointError for a part of one of our own models, which says its family itself."""
     with suppress(ValueError):
-        values = json.loads(config)
+        values = parse_json(config)
         if isinstance(values, dict) and "family" in values:
             raise CheckpointError(f"{path} is one part of a model of this package: give the folder it lies in")
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vitascope.caches.steps import StepCache
-from vitascope.core.errors import CapabilityError, InputError, ShapeError, choice
+from vitascope.core.errors import CapabilityError, CheckpointError, InputError, ShapeError, choice
 from vitascope.core.protocols import Prepares
 from vitascope.core.random import generator
 from vitascope.core.shapes import ClipFormat, latent_frames
@@ -27,6 +27,7 @@ from vitascope.diffusion.sampling_schedule import listed_levels
 from vitascope.media.frames import fit, fit_samples
 from vitascope.media.reading import Clip
 from vitascope.models.codecs.decoding import decode_frames
+from vitascope.nn.footprint import is_finite
 from vitascope.tasks.condition import image_tokens
 from vitascope.tasks.known import start_tracks
 from vitascope.tasks.known_noise import KnownNoise
@@ -296,9 +297,17 @@ def _run(
     draw = [generator(request.seed, "sampler") for request in requests]
     with _precision(pipeline), pipeline.at_work("denoiser", "denoise"):
         for step in sampler(call, tracks, levels, path=pipeline.path, generator=draw):
+            if step.index in (0, step.num_steps - 1):  # not at all of them: a GPU has to be waited for
+                _check_finite(pipeline, step)
             report(step)
             tracks = step.tracks
     return tracks
+
+
+def _check_finite(pipeline: Pipeline, step: Step) -> None:
+    if not all(is_finite(track.values) for track in step.tracks.values()):
+        what = f"{pipeline.name} gives no finite numbers at step {step.index + 1} of {step.num_steps}"
+        raise CheckpointError(f"{what}: its weights may be damaged{' or a LoRA is too strong' * bool(pipeline.loras)}")
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from vitascope.tasks.published import PIPELINES
 from vitascope.tasks.schedulers import schedule_of
 from vitascope.weights.config import config_to_dict
 from vitascope.weights.converted import Converted
+from vitascope.weights.streaming import check_kind
 
 PRECISIONS = {"fp32": 4, "bf16": 2, "fp8": 1}
 """Bytes of an element of a matrix."""
@@ -80,23 +81,28 @@ def _inspect(role: str, part: Part) -> PartReport:
         dict(dtypes),
         {name: kept + size * rounded for name, size in PRECISIONS.items()},
         config_to_dict(part.config),
-        _problem(part),
+        problem(part),
     )
 
 
-def _problem(part: Part) -> str:
-    """Why the tensors do not fit the model, if they do not."""
+def problem(part: Part) -> str:
+    """Why the tensors do not fit the model, if they do not; told by heads alone."""
+    wanted = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in part.on_meta().state_dict().items()}
     try:
         seen = Converted(part.source, part.keys)
-        shapes = {name: seen.info(name).shape for name in seen.names()}
+        infos = {name: seen.info(name) for name in seen.names()}
+        for name in infos.keys() & wanted.keys():
+            check_kind(name, infos[name].dtype, wanted[name][1], part.source.label)
     except CheckpointError as error:
         return str(error)
-    wanted = {name: tuple(tensor.shape) for name, tensor in part.on_meta().state_dict().items()}
-    wrong = sorted(name for name in wanted.keys() | shapes.keys() if wanted.get(name) != shapes.get(name))
+    shapes = {name: info.shape for name, info in infos.items()}
+    sizes = {name: shape for name, (shape, _) in wanted.items()}
+    wrong = sorted(name for name in sizes.keys() | shapes.keys() if sizes.get(name) != shapes.get(name))
     if not wrong:
         return ""
     name = wrong[0]
-    return f"{len(wrong)} tensors do not fit ({name} has the shape {shapes.get(name)}, expected {wanted.get(name)})"
+    found, expected = shapes.get(name, "none"), sizes.get(name, "none")
+    return f"{len(wrong)} tensors do not fit ({name} has the shape {found}, expected {expected})"
 
 
 def _defaults(found: Found) -> dict[str, Any]:

@@ -58,7 +58,9 @@ def start_tracks(
         times_s[AUDIO] = [(i + 0.5) * codec.hop / codec.sample_rate_hz for i in range(len(tracks[AUDIO].level))]
     partial = any(len(set(cells.level.tolist())) > 1 for cells in tracks.values())
     if partial and pipeline.denoiser.capabilities.noise == "clip":
-        raise CapabilityError(f"{pipeline.name} takes one noise level a clip: it cannot keep frames and make others")
+        raise CapabilityError(
+            f"{pipeline.name} takes one noise level a clip: it cannot keep frames and make others; give it text alone"
+        )
     draw = {name: generator(seed, name) for name in tracks}
     made = {name: _noised(pipeline, cells, times_s[name], draw[name]) for name, cells in tracks.items()}
     shown = beside_cells(pipeline, fmt, inside, shots)

@@ -22,10 +22,10 @@ from vitascope.models.offload.stores import FileStore, same_names
 from vitascope.models.parallel import divide_matrices
 from vitascope.nn.precision import store_matrices
 from vitascope.parallel.ranks import Ranks
-from vitascope.tasks.discover import SETTINGS, discover
+from vitascope.tasks.discover import FOLDERS, SETTINGS, discover
 from vitascope.tasks.fitting import MemoryLimit, fit_parts
 from vitascope.tasks.pipeline import PRECISIONS, Defaults, Pipeline
-from vitascope.tasks.published import FOLDERS, Extras, load_published_pipeline
+from vitascope.tasks.published import Extras, load_published_pipeline
 from vitascope.weights.checkpoint import Checkpoint, file_digest, load_checkpoint, read_head
 from vitascope.weights.config import config_from_dict
 from vitascope.weights.hub import fetch, is_hub_name
@@ -132,6 +132,8 @@ def load_pipeline(
 
 def model_place(model: str) -> Path:
     """Where a model lies: in the package, at a path, or in the cache of the hub. Raises CheckpointError."""
+    if not model:
+        raise CheckpointError("the model has no name: give pocket, a folder or file, or OWNER/NAME of the hub")
     if model == POCKET:
         return Path(vitascope.__path__[0]) / "pocket"
     return fetch(model, FOLDERS) if is_hub_name(model) else Path(model)

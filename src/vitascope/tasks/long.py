@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vitascope.core.errors import InputError
+from vitascope.core.errors import CapabilityError, InputError
 from vitascope.core.random import derive_seed
 from vitascope.core.shapes import ClipFormat, latent_frames
 from vitascope.media.frames import fit, fit_samples
@@ -106,6 +106,13 @@ def _make(pipeline: Pipeline, request: GenerateRequest, start: Clip | None, repo
     """All windows of a request, after `start` if there is one."""
     fmt, given, own = request.format, request.given, pipeline.defaults
     pipeline.check_format(replace(fmt, num_frames=own.clip.num_frames))
+    can = pipeline.denoiser.capabilities
+    if can.noise == "clip" and not can.condition_channels:
+        most = own.clip.num_frames
+        raise CapabilityError(
+            f"{pipeline.name} takes one noise level a clip: it makes at most {most} frames ({most / fmt.fps:.3f} s at "
+            f"{fmt.fps:g} fps) and goes on from none"
+        )
     frames = torch.zeros(0, 3, fmt.height_px, fmt.width_px, dtype=torch.uint8) if start is None else start.frames
     before = None if start is None else start.samples
     samples = torch.zeros(0) if before is None else before

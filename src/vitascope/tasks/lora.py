@@ -45,15 +45,17 @@ def apply_loras(
     merged: bool = True,
     stack: LoraStack | None = None,
     note: Callable[[str], None] = lambda text: None,
+    allow_pickle: bool = False,
 ) -> Pipeline:
     """The pipeline with LoRAs, FILE[:SCALE] each, in its denoiser: all of them at once.
 
     The denoiser itself is changed, so `pipeline` is not to be used until they are removed: give a `stack` made for its
     denoiser, and after `stack.remove()` it is as it was. Without one nothing is kept to go back to, which saves the
     memory of the changed weights. merged: into the weights, or beside them. Under a limit of memory they are merged
-    whenever a weight is read, for good. `note` is told what is left out of a file. Raises InputError for texts that are
-    no FILE[:SCALE], CheckpointError for files that do not fit, CapabilityError for a denoiser that takes none, and for
-    a stack or factors beside the weights under a limit; the denoiser is then as it was.
+    whenever a weight is read, for good. `note` is told what is left out of a file. allow_pickle: as of `read_lora`.
+    Raises InputError for texts that are no FILE[:SCALE], CheckpointError for files that do not fit, CapabilityError for
+    a denoiser that takes none, and for a stack or factors beside the weights under a limit; the denoiser is then as it
+    was.
     """
     if not texts:
         return pipeline
@@ -66,7 +68,7 @@ def apply_loras(
             "under a limit of memory LoRAs are merged as weights are read: no stack, none beside them"
         )
     asked = [parse_lora(text) for text in texts]
-    loras = [read_lora(file) for file, _ in asked]
+    loras = [read_lora(file, allow_pickle=allow_pickle) for file, _ in asked]
     for lora in loras:
         if lora.left_out:
             note(f"{lora.label}: {lora.left_out} tensors for the text encoder are left out")

@@ -12,6 +12,7 @@ from typing import Any
 
 from vitascope.core.errors import CheckpointError, InputError, choice
 from vitascope.diffusion.sampling_schedule import SamplingSchedule, ShiftBySize, Spacing
+from vitascope.models.parts import reading_config
 from vitascope.tasks.discover import DENOISER, Found
 from vitascope.tasks.pipeline import Defaults
 from vitascope.weights.foreign import ForeignConfig
@@ -44,17 +45,18 @@ def _ltx_defaults(notes: Mapping[str, Any], own: Defaults) -> Defaults:
     theirs = ForeignConfig(notes.get("scheduler") or {}, "the scheduler of the LTX file")
     theirs.ignore("num_train_timesteps", "base_resolution")
     spacing = choice("sampler", theirs.take("sampler", "Uniform"), LTX_SPACINGS)
-    shifting, terminal = theirs.take("shifting", None), theirs.take("target_shift_terminal", None)
+    shifting, terminal = theirs.take("shifting", None), theirs.number("target_shift_terminal")
     if shifting not in (None, "SD3"):
         raise CheckpointError(f"shifting {shifting!r} of the LTX file is not known; valid: SD3, or none")
-    shift = theirs.take("shift", None)
+    shift = theirs.number("shift")
     theirs.done()
-    schedule = SamplingSchedule(
-        LTX_SPACINGS[spacing],
-        shift=exp(float(shift)) if spacing == "Constant" and shift is not None else 1.0,
-        by_size=ShiftBySize() if shifting else None,
-        terminal=float(terminal or 0.0) if shifting else 0.0,
-    )
+    with reading_config(theirs.label):
+        schedule = SamplingSchedule(
+            LTX_SPACINGS[spacing],
+            shift=exp(shift) if spacing == "Constant" and shift is not None else 1.0,
+            by_size=ShiftBySize() if shifting else None,
+            terminal=terminal or 0.0 if shifting else 0.0,
+        )
     listed = notes.get("allowed_inference_steps")
     if not listed:
         return replace(own, schedule=schedule)

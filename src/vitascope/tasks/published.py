@@ -25,11 +25,12 @@ from vitascope.models.image.clip.encoder import ClipImageEncoder, load_clip
 from vitascope.models.image.clip.original import load_original
 from vitascope.models.offload.offloaded import WHOLE, Layers
 from vitascope.models.offload.stores import FileStore
-from vitascope.models.parts import Part
+from vitascope.models.parts import Part, reading_config
 from vitascope.models.published import PUBLISHED
 from vitascope.models.text.cache import CachedTextEncoder
 from vitascope.models.text.t5.encoder import T5Files, open_t5
 from vitascope.models.text.t5.options import T5_OPTIONS, T5Options
+from vitascope.models.text.t5.streamed import CLASSES
 from vitascope.parallel.ranks import Ranks
 from vitascope.tasks.discover import CODEC, DENOISER, IMAGE, INDEX, TEXT, Found, discover
 from vitascope.tasks.fitting import MemoryLimit, OnDemand, fit_published, text_cost, text_device
@@ -41,8 +42,6 @@ from vitascope.weights.sources import open_source
 
 WAN_TOKENIZER = "google/umt5-xxl"
 """Where it lies in the authors' folder."""
-FOLDERS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler", "image_encoder", "image_processor")
-"""What is read of such a pipeline."""
 _NOTES = ("num_train_timesteps", "timestep_spacing", "steps_offset", "trained_betas", "beta_start", "beta_end")
 
 
@@ -85,7 +84,7 @@ def _euler_schedule(theirs: ForeignConfig, own: Defaults, inverted: bool = False
             theirs.take("max_shift", 1.15),
         )
     theirs.ignore("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
-    terminal = theirs.take("shift_terminal", None) or 0.0
+    terminal = theirs.number("shift_terminal") or 0.0
     return replace(own.schedule, shift=theirs.take("shift", 1.0), by_size=by_size, terminal=terminal)
 
 
@@ -194,6 +193,7 @@ def load_published_pipeline(
         opened.device = device
         return opened
 
+    _check_kind(files, kind)
     text_encoder = open_text()
     _check_text(found.path, parts[DENOISER], text_encoder.width)
     stores: dict[str, FileStore] = {}
@@ -207,7 +207,8 @@ def load_published_pipeline(
         codec = _there(parts[CODEC]).load(device=device)
     _check_channels(found.path, denoiser, codec)
     defaults = replace(defaults, tea_coefficients=tea_coefficients(kind.denoiser, denoiser.config.width, denoiser))
-    pictures = partial(_image_encoder, found, device) if getattr(denoiser.config, "image_width", 0) else None
+    width = getattr(denoiser.config, "image_width", 0)
+    pictures = partial(_image_encoder, found, device, width) if width else None
     pipeline = Pipeline(
         name=name,
         denoiser=denoiser,
@@ -258,26 +259,43 @@ def _text_files(found: Found, extras: Extras) -> T5Files:
     )
 
 
-def _image_encoder(found: Found, device: torch.device) -> ClipImageEncoder:
-    if IMAGE not in found.encoders:
-        return load_clip(found.path, device=device)
-    source = open_source(found.encoders[IMAGE], allow_pickle=True)  # allowed when it was found
-    return ClipImageEncoder(load_original(source, device=device)).eval()
+def _image_encoder(found: Found, device: torch.device, width: int) -> ClipImageEncoder:
+    """Raises CheckpointError for one whose tokens are not of that width."""
+    if IMAGE in found.encoders:
+        source = open_source(found.encoders[IMAGE], allow_pickle=True)  # allowed when it was found
+        encoder = ClipImageEncoder(load_original(source, device=device)).eval()
+    else:
+        encoder = load_clip(found.path, device=device)
+    model: Any = encoder.model
+    if model.config.hidden_size != width:
+        own = model.config.hidden_size
+        raise CheckpointError(
+            f"the parts of {found.path} do not fit: pictures {width} of the transformer, {own} beside it"
+        )
+    return encoder
 
 
 def read_schedule(folder: Path, kind: PublishedPipeline) -> SamplingSchedule:
     """The levels that the folder's scheduler stands for. Raises CheckpointError for a scheduler that is not known."""
     values = read_object(folder / "scheduler" / "scheduler_config.json")
     theirs = ForeignConfig(values, str(folder / "scheduler" / "scheduler_config.json"))
-    schedule = kind.schedule(theirs, kind.defaults)
+    with reading_config(theirs.label):
+        schedule = kind.schedule(theirs, kind.defaults)
     theirs.done()
     return schedule
 
 
 def _check_family(path: Path, role: str, part: Part | None, family: str) -> None:
     if part is None or part.family != family:
-        what = "nothing" if part is None else f"a model of family {part.family}"
-        raise CheckpointError(f"{path} holds {what} as its {role}; a model of family {family} belongs there")
+        what = f"a model of family {part.family} as its {role}" if part is not None else f"no {role}"
+        raise CheckpointError(f"{path} holds {what}; a model of family {family} belongs there")
+
+
+def _check_kind(files: T5Files, pipeline: PublishedPipeline) -> None:
+    """T5 and umT5 are of one width: of the wrong one, a clip would come that has nothing to do with its prompt."""
+    wanted = "umt5" if pipeline.denoiser == "WanTransformer3DModel" else "t5"
+    if files.kind != wanted and files.kind in CLASSES:
+        raise CheckpointError(f"{files.encoder} holds a text encoder of type {files.kind}; {wanted} belongs there")
 
 
 def _check_text(path: Path, denoiser: Part | None, width: int) -> None:
@@ -299,6 +317,7 @@ def _fingerprint(folder: Path) -> str:
     """Of the names, sizes and heads of all weights; hashing tens of gigabytes would take longer than reading them."""
     digest = hashlib.blake2b(digest_size=8)
     files = [folder] if folder.is_file() else [*folder.rglob("*.safetensors"), *folder.glob("*.pth")]
+    files = [file for file in files if file.is_file()]  # what is none is told where it is needed
     for path in sorted(files):
         with path.open("rb") as file:
             head = file.read(8)

@@ -22,12 +22,11 @@ from vitascope.diffusion.sampling_schedule import LISTS, listed_levels
 from vitascope.media.frames import fit
 from vitascope.models.ltx_upsampler.model import LTXUpsampler
 from vitascope.models.published import load_published
+from vitascope.tasks.discover import UPSAMPLER
 from vitascope.tasks.generate import Clock, Generated, Report, decode_clips, recipe_of, resolve, sample
 from vitascope.tasks.pipeline import Pipeline
 from vitascope.tasks.request import GenerateRequest
 
-UPSAMPLER = "latent_upsampler"
-"""The folder of the up-sampler in a pipeline of diffusers."""
 GROWTH = 2
 """Rows and columns of latents after the up-sampler for one before it."""
 

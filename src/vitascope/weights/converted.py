@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vitascope.core.errors import CheckpointError
 from vitascope.weights.keys import KeyTable, Move, plan
 from vitascope.weights.sources import TensorSource
 from vitascope.weights.tensor_file import TensorInfo, atomic_file, write_tensors
@@ -55,8 +56,9 @@ class Converted:
 
     def _act(self, move: Move, get: Callable[[str], Tensor]) -> dict[str, Tensor]:
         sources, targets = (move.ours, move.theirs) if self._writing else (move.theirs, move.ours)
-        act = move.rule.write if self._writing else move.rule.read
-        return dict(zip(targets, act([get(source) for source in sources]), strict=True))
+        tensors = [get(source) for source in sources]
+        made = move.rule.write(tensors) if self._writing else move.read(tensors, self.label)
+        return dict(zip(targets, made, strict=True))
 
 
 @dataclass(frozen=True)
@@ -81,14 +83,20 @@ class Rounded:
 
     def get(self, name: str) -> Tensor:
         """Rounded to the dtype."""
-        return self._rounded(self.source.get(name))
+        return self._rounded(name, self.source.get(name))
 
     def view(self, name: str) -> Tensor:
         """Rounded to the dtype; a view where it has it."""
-        return self._rounded(self.source.view(name))
+        return self._rounded(name, self.source.view(name))
 
-    def _rounded(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+    def _rounded(self, name: str, tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        rounded = tensor.to(self.dtype)
+        if rounded.numel() and not torch.stack(rounded.aminmax()).isfinite().all():
+            kind = str(self.dtype).removeprefix("torch.")
+            raise CheckpointError(f"{self.label}: {name} has values that are no finite numbers of {kind}")
+        return rounded
 
 
 def write_sharded(

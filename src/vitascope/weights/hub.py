@@ -15,12 +15,14 @@ from vitascope.core.errors import CapabilityError, CheckpointError
 
 HUB_NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
 """OWNER/NAME or OWNER/NAME@REVISION, with a branch, a tag or a commit."""
+_FILES = (".safetensors", ".json", ".pth", ".pt", ".bin", ".ckpt", ".gguf")
+"""What ends so is a file that is not there."""
 FETCHED = ("*.json", "*.safetensors", "*.model", "*.txt")
 
 
 def is_hub_name(text: str) -> bool:
     """Whether a text may be the name of a model on the hub, which a path that is there never is."""
-    return HUB_NAME.fullmatch(text) is not None and not Path(text).exists()
+    return HUB_NAME.fullmatch(text) is not None and not text.endswith(_FILES) and not Path(text).exists()
 
 
 def fetch(text: str, folders: tuple[str, ...] = (), *, offline: bool = False) -> Path:
@@ -46,11 +48,14 @@ def fetch(text: str, folders: tuple[str, ...] = (), *, offline: bool = False) ->
             local_files_only=offline,
         )
     except errors.LocalEntryNotFoundError as error:
-        raise CheckpointError(f"{text} is not in the cache of the hub, and the hub cannot be reached") from error
+        raise CheckpointError(
+            f"there is no folder {text}, and as a model of the hub it is not in the cache, nor can the hub be reached"
+        ) from error
     except errors.GatedRepoError as error:
         raise CheckpointError(f"{text} asks for permission: accept its terms on the hub and log in") from error
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
-        raise CheckpointError(f"{text} is not on the hub, or not for this account") from error
+        what = "that revision is not" if isinstance(error, errors.RevisionNotFoundError) else "it is not"
+        raise CheckpointError(f"there is no folder {text}, and {what} on the hub, or not for this account") from error
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError, ValueError) as error:
         raise CheckpointError(f"{text} cannot be fetched: {' '.join(str(error).split())[:200]}") from error
     return Path(found)

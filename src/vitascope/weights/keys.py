@@ -182,6 +182,20 @@ class Move:
     theirs: tuple[str, ...]
     ours: tuple[str, ...]
 
+    def read(self, tensors: Sequence[Tensor], label: str = "the checkpoint") -> list[Tensor]:
+        """Theirs to ours. Tensors of several dtypes become one of fp32 (fp8 is promoted to nothing by itself). Raises
+        CheckpointError for shapes that the rule cannot take, and for weights of which some were quantised."""
+        if len({tensor.is_floating_point() for tensor in tensors}) > 1:
+            kinds = ", ".join(f"{n} {str(t.dtype)[6:]}" for n, t in zip(self.theirs, tensors, strict=True))
+            raise CheckpointError(f"{label}: whole numbers among weights, as where some were quantised: {kinds}")
+        if len({tensor.dtype for tensor in tensors}) > 1:
+            tensors = [tensor.float() for tensor in tensors]
+        try:
+            return self.rule.read(tensors)
+        except (RuntimeError, IndexError, TypeError) as error:
+            shapes = ", ".join(f"{n} {tuple(t.shape)}" for n, t in zip(self.theirs, tensors, strict=True))
+            raise CheckpointError(f"{label}: shapes that do not go together: {shapes}") from error
+
 
 def plan(table: KeyTable, names: Iterable[str], *, writing: bool = False, label: str = "the checkpoint") -> list[Move]:
     """What to do with tensors of these names, theirs (or ours, when writing), in the order of the names.

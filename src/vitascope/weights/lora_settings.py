@@ -6,16 +6,16 @@ writes them.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import isclose, isfinite, sqrt
+from math import isclose, sqrt
 from pathlib import Path
+from reprlib import repr as shortly
 from typing import Any
 
 from vitascope.core.errors import CheckpointError
-from vitascope.weights.foreign import read_object
+from vitascope.weights.foreign import parse_json, read_object
 from vitascope.weights.sources import read_metadata
 
 SETTINGS_FILE = "adapter_config.json"
@@ -76,7 +76,7 @@ def read_settings(file: Path) -> tuple[LoraSettings | None, list[Path]]:
         return None, []
     label = f"{METADATA_KEY} of {file}"
     try:
-        values: Any = json.loads(text)
+        values: Any = parse_json(text)
     except ValueError as error:
         raise CheckpointError(f"{label} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
@@ -104,11 +104,11 @@ def settings_from(values: Mapping[str, Any], label: str) -> LoraSettings:
         if not isinstance(given, Mapping):
             raise CheckpointError(f"{label}: {what} must be an object, got {given!r}")
     for what, number in (("r", rank), *((f"rank_pattern of {key}", value) for key, value in ranks.items())):
-        if type(number) is not int or number < 1:
-            raise CheckpointError(f"{label}: {what} must be a whole number above 0, got {number!r}")
+        if type(number) is not int or not 1 <= number < 2**31:
+            raise CheckpointError(f"{label}: {what} must be a whole number above 0, got {shortly(number)}")
     for what, number in (("lora_alpha", alpha), *((f"alpha_pattern of {key}", value) for key, value in alphas.items())):
-        if type(number) not in (int, float) or not isfinite(number):
-            raise CheckpointError(f"{label}: {what} must be a number, got {number!r}")
+        if type(number) not in (int, float) or not abs(number) < 2**31:
+            raise CheckpointError(f"{label}: {what} must be a number, got {shortly(number)}")
     for pattern in (*ranks, *alphas):
         try:
             re.compile(pattern)

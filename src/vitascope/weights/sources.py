@@ -5,18 +5,21 @@ Tensors are read one at a time, so that a model never stands in memory twice.
 
 from __future__ import annotations
 
-import json
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Protocol
+from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vitascope.core.errors import CheckpointError
+from vitascope.weights.foreign import read_object
 from vitascope.weights.plain_file import PlainFile
 from vitascope.weights.tensor_file import TensorInfo
 
@@ -177,7 +180,8 @@ def open_source(path: str | Path, *, variant: str = "", allow_pickle: bool = Fal
     if path.is_dir():
         return _open_folder(path, variant)
     if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}")
+        where = f"{path} leads to nothing: fetch it again" if path.is_symlink() else f"no checkpoint at {path}"
+        raise CheckpointError(where)
     if path.suffix == ".safetensors":
         return SafetensorsSource(dict.fromkeys(_names(path), path), str(path))
     if path.suffix in PICKLES:
@@ -200,7 +204,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file: {_one_line(error)}") from error
+        raise _unreadable(path, error) from error
 
 
 def _open_folder(folder: Path, variant: str) -> SafetensorsSource:
@@ -212,28 +216,47 @@ def _open_folder(folder: Path, variant: str) -> SafetensorsSource:
         single = folder / f"{stem}{middle}.safetensors"
         if single.is_file():
             return SafetensorsSource(dict.fromkeys(_names(single), single), str(folder))
-    found = sorted(file.name for file in folder.glob("*.safetensors*"))
     wanted = " or ".join(f"{stem}{middle}.safetensors" for stem in WEIGHTS)
-    there = f"; there are: {', '.join(found[:4])}" if found else ""
-    raise CheckpointError(f"{folder} holds no {wanted}, whole or in shards{there}")
+    raise CheckpointError(f"{folder} holds no {wanted}, whole or in shards{_instead(folder, middle)}")
+
+
+def _instead(folder: Path, middle: str) -> str:
+    """What lies in a folder where weights were looked for, and what may be done about it."""
+    files = sorted(file for file in folder.glob("*") if file.suffix in (".safetensors", ".json", *PICKLES))
+    lost = [file.name for file in files if file.is_symlink() and not file.exists()]
+    if lost:
+        return f"; {lost[0]} is a link that leads to nothing: fetch it again"
+    there = [file.name for file in files if file.is_file() and file.suffix == ".safetensors"]
+    if there:
+        stem = re.match(r"(.+)-\d+-of-\d+\.safetensors", there[0])
+        if stem is not None:
+            return f"; there are shards, but their index {stem[1]}.safetensors.index.json is missing: fetch it again"
+        names = "; there are: " + ", ".join(there[:4])
+        variant = re.fullmatch(rf"(?:{'|'.join(WEIGHTS)})\.([^.]+)\.safetensors", there[0])
+        return f"{names} (--variant {variant[1]} reads them)" if variant and not middle else names
+    pickles = [file.name for file in files if file.is_file() and file.suffix in PICKLES]
+    return f"; {pickles[0]} is a pickle, which is not read there: fetch or save it as safetensors" if pickles else ""
 
 
 def _read_index(index: Path) -> dict[str, Path]:
     """Names to files; every shard must be there and hold what the index says."""
     try:
-        listed: Any = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        listed: Any = read_object(index)["weight_map"]
         shards: dict[str, list[str]] = {}
         for name, file in listed.items():
             shards.setdefault(str(file), []).append(name)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} is not a readable index of shards: {_one_line(error)}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} is not a readable index of shards: it has no table weight_map") from error
+    if not shards:
+        raise CheckpointError(f"{index} is not a readable index of shards: it names no tensors")
     places: dict[str, Path] = {}
     for file, names in sorted(shards.items()):
         path = index.parent / file
-        if Path(file).name != file:
+        if Path(file).name != file or file in ("", ".."):
             raise CheckpointError(f"{index} names a shard outside its folder: {file}")
         if not path.is_file():
-            raise CheckpointError(f"shard {file} is missing from {index.parent}: fetch it again")
+            what = "is a link to nothing in" if path.is_symlink() else "is missing from"
+            raise CheckpointError(f"shard {file[:80]} {what} {index.parent}: fetch it again")
         there = _names(path)
         absent = sorted(set(names) - set(there))
         if absent:
@@ -250,20 +273,43 @@ def _names(path: Path) -> list[str]:
         with safe_open(path, framework="pt") as file:
             return list(file.keys())
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file: {_one_line(error)}") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path | str, error: Exception) -> CheckpointError:
+    """What is wrong with a file that is no safetensors: often it is what was fetched in its place, or half of it."""
+    try:
+        with open(path, "rb") as file:
+            start, size = file.read(64), os.fstat(file.fileno()).st_size
+    except OSError as again:
+        return CheckpointError(f"{path} cannot be read: {again.strerror}")
+    if size == 0:
+        why = "it is empty"
+    elif start.startswith(b"version https://git-lfs"):
+        why = "it is a pointer of git-lfs (git lfs pull fetches the file)"
+    elif start.lstrip()[:1] == b"<":
+        why = "it is a web page"
+    elif "not fully covered" in str(error) or "InvalidHeaderLength" in str(error) or "header length" in str(error):
+        why = "it is cut short, or something stands behind it"
+    else:
+        why = _one_line(error).removeprefix("Error while deserializing header: ")
+    return CheckpointError(f"{path} is not a readable safetensors file: {why}; fetch it again")
 
 
 def _open_pickle(path: Path, allow_pickle: bool) -> MemorySource:
     if not allow_pickle:
         raise CheckpointError(f"{path} is a pickle: allow it (--allow-pickle) if you trust where it is from")
     try:
-        found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        # files of old are no archives, and cannot be mapped
+        found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except _WHAT_UNPICKLING_RAISES as error:
-        raise CheckpointError(f"{path} cannot be read as weights alone: {_one_line(error)}") from error
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        why = f"it holds {code[1]} beside tensors, which is not loaded" if code else "it is damaged, or no pickle"
+        raise CheckpointError(f"{path} cannot be read as weights alone: {why}") from error
     for key in ("state_dict", "model", "module"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+    if not isinstance(found, dict) or not all(isinstance(x, Tensor) and isinstance(k, str) for k, x in found.items()):
         raise CheckpointError(f"{path} holds no table of tensors by name")
     return MemorySource(found, str(path))
 

@@ -35,7 +35,7 @@ def load_streaming(
     moves = moves_into(wanted, source, table)
     for done, move in enumerate(moves, start=1):
         tensors = [source.view(name) for name in move.theirs]
-        for name, tensor in zip(move.ours, move.rule.read(tensors), strict=True):
+        for name, tensor in zip(move.ours, move.read(tensors, source.label), strict=True):
             kind = dtype if isinstance(dtype, torch.dtype) else dtype(name)
             _place(model, name, wanted[name], cut(name, tensor), source.label, device, kind)
         report(done, len(moves))
@@ -54,11 +54,20 @@ def moves_into(names: Collection[str], source: TensorSource, table: KeyTable) ->
     return moves
 
 
+def check_kind(name: str, found: torch.dtype, wanted: torch.dtype, label: str) -> None:
+    """Raise CheckpointError for whole numbers in the place of others: weights that were quantised, and whose scales
+    stand elsewhere."""
+    if found.is_floating_point != wanted.is_floating_point:
+        kind = str(found).removeprefix("torch.")
+        raise CheckpointError(f"{label}: {name} is of {kind}; quantised weights are not read: give fp32, bf16 or fp16")
+
+
 def _place(
     model: nn.Module, name: str, old: Tensor, tensor: Tensor, label: str, device: torch.device | str, dtype: torch.dtype
 ) -> None:
     if tensor.shape != old.shape:
         raise CheckpointError(f"{label}: {name} has the shape {tuple(tensor.shape)}, expected {tuple(old.shape)}")
+    check_kind(name, tensor.dtype, old.dtype, label)
     kept = tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
     if kept.untyped_storage().nbytes() != kept.nbytes or not kept.is_contiguous():
         kept = kept.clone(memory_format=torch.contiguous_format)  # not a view of a larger tensor

@@ -117,7 +117,7 @@ def test_without_settings_pictures_are_clips_own(folder: Path, tmp_path: Path) -
 def test_quantise_and_the_kind_of_model_are_checked(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="quantise 'half' is not known"):
         load_clip(folder, quantise="half")
-    with pytest.raises(CheckpointError, match=r"image_encoder has no config\.json"):
+    with pytest.raises(CheckpointError, match=r"there is no folder .*image_encoder"):
         load_clip(tmp_path)
     with pytest.raises(CapabilityError, match="needs a GPU"):
         load_clip(folder, quantise="bnb_nf4")

@@ -14,9 +14,10 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from vitascope.core.errors import CapabilityError, InputError
+from vitascope.core.errors import CapabilityError, CheckpointError, InputError
 from vitascope.core.protocols import VideoCodec
 from vitascope.core.shapes import pixel_frames
+from vitascope.nn.footprint import is_finite
 from vitascope.nn.tiling import Tiling, blend_weights, spans
 
 TileDecoder = Callable[[slice, slice, int], Iterator[Tensor]]
@@ -70,7 +71,8 @@ def decode_frames(codec: VideoCodec, latents: Tensor, how: Decoding = AS_IT_IS) 
     """Latents (B, C, 1 + k, h, w) to frames (B, T, 3, H, W) uint8 on the CPU.
 
     The pieces are rounded as they come, so no clip of floating-point pixels stands in the device's memory; with tiles
-    one stands in the machine's. Raises CapabilityError for what the codec does not offer.
+    one stands in the machine's. Raises CapabilityError for what the codec does not offer, CheckpointError for
+    frames that are no finite numbers.
     """
     check_decoding(codec, how)
     if how.tiling is not None and isinstance(codec, Tiles):
@@ -104,6 +106,8 @@ def _collect(pieces: Iterator[Tensor] | tuple[Tensor, ...], num_frames: int) -> 
     for piece in pieces:
         if frames is None:
             frames = torch.empty(len(piece), num_frames, 3, *piece.shape[3:], dtype=torch.uint8)
+        if not is_finite(piece):
+            raise CheckpointError("the codec gives frames that are no finite numbers: its weights may be damaged")
         frames[:, done : done + piece.shape[2]] = to_uint8(piece).movedim(1, 2).cpu()
         done += piece.shape[2]
     assert frames is not None

@@ -58,7 +58,7 @@ def from_diffusers(values: Mapping[str, Any]) -> LTXConfig:
         depth=theirs.take("num_layers", 28),
         num_heads=heads,
         in_channels=in_channels,
-        out_channels=theirs.take("out_channels", None) or in_channels,
+        out_channels=theirs.whole("out_channels") or in_channels,
         text_width=theirs.take("caption_channels", 4096),
         eps=theirs.take("norm_eps", 1e-6),
     )

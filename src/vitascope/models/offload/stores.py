@@ -16,7 +16,7 @@ from vitascope.core.errors import CheckpointError, InputError
 from vitascope.nn.storage import Narrow, Storage, narrow
 from vitascope.weights.keys import KeyTable, Move, Rename
 from vitascope.weights.sources import TensorSource
-from vitascope.weights.streaming import moves_into
+from vitascope.weights.streaming import check_kind, moves_into
 
 
 class Store(Protocol):
@@ -45,7 +45,7 @@ class FileStore:
             self._move(self._moves[index], into)  # nothing of it is held while the next one is read
 
     def _move(self, move: Move, into: Mapping[str, Tensor]) -> None:
-        made = move.rule.read([self.source.get(name) for name in move.theirs])
+        made = move.read([self.source.get(name) for name in move.theirs], self.source.label)
         for name, tensor in zip(move.ours, made, strict=True):
             if name in into:
                 self._copy(name, tensor, into[name])
@@ -63,6 +63,7 @@ class FileStore:
         if tensor.shape != target.shape:
             found, wanted = tuple(tensor.shape), tuple(target.shape)
             raise CheckpointError(f"{self.source.label}: {name} has the shape {found}, expected {wanted}")
+        check_kind(name, tensor.dtype, target.dtype, self.source.label)
         target.copy_(tensor)
 
 

@@ -75,7 +75,7 @@ def from_diffusers(values: Mapping[str, Any]) -> WanConfig:
     """The `config.json` of a `WanTransformer3DModel`. Raises CheckpointError for what no Wan 2.1 model has."""
     theirs = ForeignConfig(values, "the configuration of the Wan transformer")
     heads, each = theirs.take("num_attention_heads", 40), theirs.take("attention_head_dim", 128)
-    image_width = theirs.take("image_dim", None) or 0
+    image_width = theirs.whole("image_dim")
     in_channels = theirs.take("in_channels", 16)
     theirs.only(qk_norm="rms_norm_across_heads", added_kv_proj_dim=heads * each if image_width else None)
     theirs.ignore("rope_max_seq_len")
@@ -85,10 +85,10 @@ def from_diffusers(values: Mapping[str, Any]) -> WanConfig:
         num_heads=heads,
         hidden=theirs.take("ffn_dim", 13824),
         in_channels=in_channels,
-        out_channels=theirs.take("out_channels", None) or in_channels,
+        out_channels=theirs.whole("out_channels") or in_channels,
         text_width=theirs.take("text_dim", 4096),
         image_width=image_width,
-        image_positions=theirs.take("pos_embed_seq_len", None) or 0,
+        image_positions=theirs.whole("pos_embed_seq_len"),
         frequency_width=theirs.take("freq_dim", 256),
         patch=theirs.take("patch_size", (1, 2, 2)),
         eps=theirs.take("eps", 1e-6),

@@ -7,6 +7,7 @@ B pictures, I tokens (257: one for the whole and 16 x 16 patches), W width (1280
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ class PictureSettings:
     def __post_init__(self) -> None:
         if not 0 < self.crop_px <= self.short_px:
             raise ShapeError(f"a picture of {self.short_px} px cannot be cut to {self.crop_px} px")
+        if not (all(map(isfinite, self.mean)) and all(0 < std < inf for std in self.std)):
+            raise ShapeError(f"pictures cannot be normalised by the mean {self.mean} and the spread {self.std}")
 
 
 class ClipImageEncoder(nn.Module):

@@ -16,17 +16,20 @@ from torch import Tensor, nn
 from vitascope.core.errors import CapabilityError, CheckpointError, PromptError
 from vitascope.core.tracks import TextContext
 from vitascope.models.offload.offloaded import WHOLE, Layers, Offloaded
-from vitascope.models.pretrained import check_quantise, load_pretrained, transformers
+from vitascope.models.pretrained import check_quantise, load_pretrained, loading, transformers
 from vitascope.models.text.cache import CachedTextEncoder, CacheFolder, WhatAfter, model_identity
 from vitascope.models.text.rows import TextRow, assemble, check_prompts, warn_of_cut
 from vitascope.models.text.t5.options import T5Options
-from vitascope.models.text.t5.original import load_original, original_sizes
+from vitascope.models.text.t5.original import load_original, original_sizes, original_tokens
 from vitascope.models.text.t5.streamed import CLASSES, close_layers, open_layers
-from vitascope.weights.foreign import read_object
+from vitascope.nn.footprint import is_finite
+from vitascope.weights.foreign import ForeignConfig, read_object
 from vitascope.weights.sources import open_source
 
 ENCODER, TOKENIZER = "text_encoder", "tokenizer"
 """The folders of a pipeline as diffusers writes it."""
+VOCABULARIES = ("tokenizer.json", "spiece.model")
+"""One of them holds the words of a tokeniser."""
 PROMPTS_AT_ONCE = 8
 
 
@@ -53,6 +56,21 @@ class T5Files:
         return T5Files(folder, folder)
 
     @property
+    def kind(self) -> str:
+        """The type of the encoder, as `transformers` calls it. Raises CheckpointError."""
+        if self.encoder.is_file():
+            return "umt5"
+        return str(read_object(self.encoder / "config.json").get("model_type"))
+
+    @property
+    def num_vectors(self) -> int:
+        """Tokens that the encoder has a vector for, 0 where that is not said. Raises CheckpointError."""
+        if self.encoder.is_file():
+            return original_tokens(open_source(self.encoder, allow_pickle=self.allow_pickle))
+        path = self.encoder / "config.json"
+        return ForeignConfig(read_object(path), str(path)).whole("vocab_size")
+
+    @property
     def width(self) -> int:
         """Of the embeddings. Raises CheckpointError where that cannot be told."""
         return self.sizes[0]
@@ -62,11 +80,12 @@ class T5Files:
         """Width of the embeddings, of the feed-forwards inside, and number of heads. Raises CheckpointError."""
         if self.encoder.is_file():
             return original_sizes(open_source(self.encoder, allow_pickle=self.allow_pickle))
-        config = read_object(self.encoder / "config.json")
-        width, hidden, heads = (config.get(name) for name in ("d_model", "d_ff", "num_heads"))
-        if not isinstance(width, int):
-            raise CheckpointError(f"{self.encoder / 'config.json'} lacks the width d_model of an encoder")
-        return width, int(hidden or 0), int(heads or 0)
+        path = self.encoder / "config.json"
+        config = ForeignConfig(read_object(path), str(path))
+        width, hidden, heads = (config.whole(name) for name in ("d_model", "d_ff", "num_heads"))
+        if width < 1:
+            raise CheckpointError(f"{path} lacks the width d_model of an encoder")
+        return width, hidden, heads
 
 
 class T5TextEncoder(nn.Module):
@@ -153,6 +172,8 @@ class T5TextEncoder(nn.Module):
         read_BS = mask_BS if options.attention == "words" else None
         states_BSD = self.model(tokens.input_ids.to(self.device), attention_mask=read_BS).last_hidden_state
         states_BSD = states_BSD.to(self._table.dtype)
+        if not is_finite(states_BSD):
+            raise CheckpointError("the text encoder gives no finite numbers: its weights may be damaged")
         counts = tokens.attention_mask.sum(1).tolist()
         return [
             (states_SD if options.padding == "kept" else states_SD[:count], count)
@@ -182,7 +203,7 @@ def load_t5(
     """
     check_quantise(quantise, device)
     files = T5Files.of(folder)
-    tokenizer = _load_tokenizer(files.tokenizer)
+    tokenizer = _load_tokenizer(files.tokenizer, files.num_vectors)
     if layers != WHOLE:
         if quantise is not None:
             raise CapabilityError("layers that come from files cannot be quantised: leave one of the two away")
@@ -217,7 +238,9 @@ def open_t5(
     check_quantise(quantise, device)
     files = T5Files.of(folder)
     if not files.tokenizer.is_dir():
-        raise CheckpointError(f"{files.tokenizer.parent} has no folder {files.tokenizer.name}")
+        parent = files.tokenizer.parent
+        there = f"{parent} has no folder {files.tokenizer.name}" if parent.is_dir() else f"there is no folder {parent}"
+        raise CheckpointError(there)
     parts = (files.encoder, files.tokenizer)
     return CachedTextEncoder(
         lambda: load_t5(files, options, dtype=dtype, device=device, quantise=quantise, layers=layers),
@@ -229,11 +252,23 @@ def open_t5(
     )
 
 
-def _load_tokenizer(folder: Path) -> Any:
+def _load_tokenizer(folder: Path, num_vectors: int) -> Any:
+    """num_vectors: tokens that the encoder knows, 0 where that is not said. Raises CheckpointError."""
     library = transformers("text encoders of public checkpoints")
     if not folder.is_dir():
         raise CheckpointError(f"no folder {TOKENIZER} at {folder}")
-    try:
-        return library.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, RuntimeError, LookupError, TypeError, ImportError, AttributeError) as error:
-        raise CheckpointError(f"the tokeniser in {folder} cannot be loaded: {' '.join(str(error).split())}") from error
+    # without them `transformers` makes a tokeniser that knows no words
+    if not any((folder / name).is_file() for name in VOCABULARIES):
+        raise CheckpointError(f"the tokeniser in {folder} has no words: neither {' nor '.join(VOCABULARIES)} is there")
+    with loading(f"the tokeniser in {folder}"):
+        tokenizer = library.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        count = len(tokenizer)
+    if tokenizer.pad_token_id is None or tokenizer.eos_token_id is None:
+        raise CheckpointError(
+            f"the tokeniser in {folder} lacks its end or padding mark: tokenizer_config.json is missing"
+        )
+    if num_vectors and not num_vectors // 2 <= count <= num_vectors:
+        raise CheckpointError(
+            f"the tokeniser in {folder} is of another encoder: it has {count} tokens, the encoder {num_vectors}"
+        )
+    return tokenizer

@@ -56,6 +56,11 @@ def original_sizes(source: TensorSource) -> tuple[int, int, int]:
     )
 
 
+def original_tokens(source: TensorSource) -> int:
+    """How many tokens an encoder in a file knows. Raises CheckpointError."""
+    return Shapes(source).axis(TOKENS, 0)
+
+
 def load_original(source: TensorSource, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> nn.Module:
     """The encoder in a file, in eval mode and without gradients.
 

@@ -17,7 +17,7 @@ from vitascope.core.errors import CheckpointError
 from vitascope.models.offload.offloaded import WHOLE, Layers, Offloaded
 from vitascope.models.offload.stores import FileStore
 from vitascope.models.parts import close
-from vitascope.models.pretrained import encoder_class, is_unused, transformers
+from vitascope.models.pretrained import check_encoder, encoder_class, is_unused, loading, transformers
 from vitascope.models.text.t5.original import KEYS, TOKENS, original_config
 from vitascope.weights.keys import Drop, KeyTable, Rename
 from vitascope.weights.sources import TensorSource, open_source, read_rows
@@ -90,12 +90,11 @@ def close_layers(held: Offloaded) -> None:
 def _folder(place: Path, source: TensorSource) -> tuple[Any, str, KeyTable]:
     """The model on the meta device, the name of its table of tokens, and how all else is read."""
     cls = encoder_class(place, CLASSES)
-    try:
+    with loading(str(place)):
         config = cls.config_class.from_pretrained(place, local_files_only=True, attn_implementation="sdpa")
         with torch.device("meta"):
             model = cls(config)
-    except (OSError, TypeError, ValueError, RuntimeError, LookupError) as error:
-        raise CheckpointError(f"{place} cannot be loaded: {' '.join(str(error).split())}") from error
+    check_encoder(place, source)
     names = source.names()
     tokens = next((name for name in TABLES if name in names), "")
     if not tokens:
