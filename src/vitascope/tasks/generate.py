@@ -21,7 +21,7 @@ from vitascope.core.random import generator
 from vitascope.core.shapes import ClipFormat, latent_frames
 from vitascope.core.tracks import AUDIO, VIDEO, TextContext, Track, Tracks
 from vitascope.diffusion.guidance import Guidance, GuidedDenoiser, busy_values, join_tracks
-from vitascope.diffusion.samplers import SAMPLERS, sampler_named
+from vitascope.diffusion.samplers import SAMPLERS, Denoise, sampler_named
 from vitascope.diffusion.samplers.step import Step
 from vitascope.diffusion.sampling_schedule import listed_levels
 from vitascope.media.frames import fit, fit_samples
@@ -33,6 +33,7 @@ from vitascope.tasks.known_noise import KnownNoise
 from vitascope.tasks.memory import MemoryUse
 from vitascope.tasks.pipeline import PRECISIONS, Pipeline
 from vitascope.tasks.request import SETTINGS, GenerateRequest
+from vitascope.tasks.waiting import Waiting, settled
 
 Report = Callable[[Step], None]
 """Called after every step, with the cells so far; raising from it cancels the run."""
@@ -108,13 +109,18 @@ def sample(
     if any(not torch.equal(start[VIDEO].times_s, starts[0][VIDEO].times_s) for start in starts):
         raise InputError("clips of a batch share the times of their later keyframes and shots with this model")
     tracks = join_tracks(starts)
+    own = tracks[VIDEO].noise
+    if pipeline.defaults.keyframes == "beside":
+        tracks[VIDEO] = tracks[VIDEO].with_values(tracks[VIDEO].values, settled(own, levels))
     clock.lap("encode")
     cache = None if first.step_cache is None else StepCache(first.step_cache, levels)
     denoise = _guided(pipeline, requests, first, cache)
     clock.lap("text")
     count = latent_frames(first.format.num_frames, pipeline.video_codec.strides.time)
-    tracks = _run(pipeline, denoise, tracks, levels, requests, lambda step: report(_visible(step, count)))
-    del denoise  # with it go keys and values of the texts
+    call: Denoise = _around(denoise, requests, first)
+    call = call if torch.equal(own, tracks[VIDEO].noise) else Waiting(call, own)
+    tracks = _run(pipeline, call, tracks, levels, requests, lambda step: report(_visible(step, count)))
+    del denoise, call  # with it go keys and values of the texts
     clock.lap("denoise")
     return Sampled(tracks | {VIDEO: _first_frames(tracks[VIDEO], count)}, 0.0 if cache is None else cache.skipped_share)
 
@@ -279,23 +285,26 @@ def _levels(pipeline: Pipeline, settings: GenerateRequest) -> list[float]:
     return schedule.levels(settings.num_inference_steps, latent_frames(fmt.num_frames, strides.time) * prod(grid))
 
 
+def _around(denoise: GuidedDenoiser, requests: Sequence[GenerateRequest], first: GenerateRequest) -> Denoise:
+    """The denoiser with noise on known frames, where that is asked for."""
+    if not first.image_cond_noise_scale:
+        return denoise
+    return KnownNoise(denoise, first.image_cond_noise_scale, [generator(r.seed, "known") for r in requests])
+
+
 @torch.no_grad()
 def _run(
     pipeline: Pipeline,
-    denoise: GuidedDenoiser,
+    denoise: Denoise,
     tracks: dict[str, Track],
     levels: Sequence[float],
     requests: Sequence[GenerateRequest],
     report: Report,
 ) -> dict[str, Track]:
-    first = resolve(pipeline, requests[0])
-    sampler, call = sampler_named(first.sampler or ""), denoise
-    if first.image_cond_noise_scale:
-        own = [generator(request.seed, "known") for request in requests]
-        call = KnownNoise(denoise, first.image_cond_noise_scale, own)
+    sampler = sampler_named(resolve(pipeline, requests[0]).sampler or "")
     draw = [generator(request.seed, "sampler") for request in requests]
     with _precision(pipeline), pipeline.at_work("denoiser", "denoise"):
-        for step in sampler(call, tracks, levels, path=pipeline.path, generator=draw):
+        for step in sampler(denoise, tracks, levels, path=pipeline.path, generator=draw):
             report(step)
             tracks = step.tracks
     return tracks

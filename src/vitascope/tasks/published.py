@@ -43,7 +43,7 @@ WAN_TOKENIZER = "google/umt5-xxl"
 """Where it lies in the authors' folder."""
 FOLDERS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler", "image_encoder", "image_processor")
 """What is read of such a pipeline."""
-_NOTES = ("num_train_timesteps", "timestep_spacing", "steps_offset", "trained_betas", "beta_start", "beta_end")
+_NOTES = ("timestep_spacing", "steps_offset", "trained_betas", "beta_start", "beta_end")
 
 
 @dataclass(frozen=True)
@@ -63,18 +63,19 @@ def _wan_schedule(theirs: ForeignConfig, own: Defaults) -> SamplingSchedule:
     theirs.only(solver_order=2, solver_type="bh2", predict_x0=True, lower_order_final=True, final_sigmas_type="zero")
     theirs.only(use_karras_sigmas=False, use_exponential_sigmas=False, use_beta_sigmas=False, thresholding=False)
     theirs.only(disable_corrector=(), solver_p=None, rescale_betas_zero_snr=False, use_dynamic_shifting=False)
+    theirs.only(num_train_timesteps=1000)
     theirs.ignore(*_NOTES, "beta_schedule", "dynamic_thresholding_ratio", "sample_max_value", "time_shift_type")
-    theirs.ignore("sigma_min", "sigma_max", "shift_terminal")
-    shift = theirs.take("flow_shift", 1.0)
+    theirs.ignore("sigma_min", "sigma_max")
+    shift, terminal = theirs.take("flow_shift", 1.0), theirs.take("shift_terminal", 0.0)
     # levels as integer timesteps of 1000; one short of 1 keeps log(alpha) finite
-    return replace(own.schedule, shift=shift, end=0.001, below_one=1e-6, grid=1000)
+    return replace(own.schedule, shift=shift, terminal=terminal, end=0.001, below_one=1e-6, grid=1000)
 
 
 def _euler_schedule(theirs: ForeignConfig, own: Defaults, inverted: bool = False) -> SamplingSchedule:
     """inverted: the scheduler counts from data to noise, as Mochi's does; ours does not, so nothing follows from it."""
     theirs.only(_class_name="FlowMatchEulerDiscreteScheduler", stochastic_sampling=False, time_shift_type="exponential")
     theirs.only(use_karras_sigmas=False, use_exponential_sigmas=False, use_beta_sigmas=False)
-    theirs.only(invert_sigmas=inverted)
+    theirs.only(num_train_timesteps=1000, invert_sigmas=inverted)
     theirs.ignore(*_NOTES)
     by_size = None
     if theirs.take("use_dynamic_shifting", False):
@@ -85,8 +86,16 @@ def _euler_schedule(theirs: ForeignConfig, own: Defaults, inverted: bool = False
             theirs.take("max_shift", 1.15),
         )
     theirs.ignore("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
-    terminal = theirs.take("shift_terminal", None) or 0.0
+    terminal = theirs.take("shift_terminal", 0.0)
     return replace(own.schedule, shift=theirs.take("shift", 1.0), by_size=by_size, terminal=terminal)
+
+
+def _condition_schedule(theirs: ForeignConfig, own: Defaults) -> SamplingSchedule:
+    """Levels that the pipeline gives: diffusers would step along shifted ones, and tell the model those before."""
+    theirs.only(shift=1.0, use_dynamic_shifting=False)
+    if theirs.take("shift_terminal", 0.0):
+        raise CheckpointError(f"{theirs.label}: shift_terminal is not known beside levels that are given; only null is")
+    return _euler_schedule(theirs, own)
 
 
 _WAN = Defaults(ClipFormat(832, 480, 16.0, 81), 50, Guidance(5.0, rescale_on="velocity"), "unipc")
@@ -127,7 +136,7 @@ PIPELINES: dict[str, PublishedPipeline] = {
             frame_times="begin_causal",
             keyframes="beside",
         ),
-        _euler_schedule,
+        _condition_schedule,
     ),
     "MochiPipeline": PublishedPipeline(
         "MochiTransformer3DModel",
