@@ -114,7 +114,7 @@ def sample(
         tracks[VIDEO] = tracks[VIDEO].with_values(tracks[VIDEO].values, settled(own, levels))
     clock.lap("encode")
     cache = None if first.step_cache is None else StepCache(first.step_cache, levels)
-    denoise = _guided(pipeline, requests, first, cache)
+    denoise = replace(_guided(pipeline, requests, first, cache), levels=tuple(levels))
     clock.lap("text")
     count = latent_frames(first.format.num_frames, pipeline.video_codec.strides.time)
     call: Denoise = _around(denoise, requests, first)

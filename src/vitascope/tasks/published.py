@@ -66,9 +66,10 @@ def _wan_schedule(theirs: ForeignConfig, own: Defaults) -> SamplingSchedule:
     theirs.only(num_train_timesteps=1000)
     theirs.ignore(*_NOTES, "beta_schedule", "dynamic_thresholding_ratio", "sample_max_value", "time_shift_type")
     theirs.ignore("sigma_min", "sigma_max")
-    shift, terminal = theirs.take("flow_shift", 1.0), theirs.take("shift_terminal", 0.0)
+    theirs.only(shift_terminal=None)
+    shift = theirs.take("flow_shift", 1.0)
     # levels as integer timesteps of 1000; one short of 1 keeps log(alpha) finite
-    return replace(own.schedule, shift=shift, terminal=terminal, end=0.001, below_one=1e-6, grid=1000)
+    return replace(own.schedule, shift=shift, end=0.001, below_one=1e-6, grid=1000)
 
 
 def _euler_schedule(theirs: ForeignConfig, own: Defaults, inverted: bool = False) -> SamplingSchedule:
