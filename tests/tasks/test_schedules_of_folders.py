@@ -91,8 +91,7 @@ def test_mochi(steps: int, shift: float) -> None:
         ("LTXPipeline", {"stochastic_sampling": True}, "stochastic_sampling is True; only False"),
         # where a pipeline lists the levels, diffusers steps along others than it tells the model
         ("LTXConditionPipeline", {"shift": 3.0}, r"shift is 3.0; only 1.0"),
-        ("LTXConditionPipeline", {"use_dynamic_shifting": True}, "use_dynamic_shifting is True; only False"),
-        ("LTXConditionPipeline", {"shift_terminal": 0.1}, "shift_terminal is not known"),
+        ("LTXConditionPipeline", {"shift_terminal": 0.1}, "shift_terminal is 0.1; only None"),
         ("MochiPipeline", {"invert_sigmas": False}, "invert_sigmas is False; only True"),
     ],
 )
