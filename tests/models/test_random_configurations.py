@@ -97,9 +97,7 @@ def test_wan(config: dict[str, Any], apart: bool, size: tuple[int, int, int], se
     }),
     Sizes, st.sampled_from([8.0, 24.0, 30.0]), Seeds,
 )  # fmt: skip
-def test_ltx(
-    heads: int, each: int, config: dict[str, Any], size: tuple[int, int, int], fps: float, seed: int
-) -> None:
+def test_ltx(heads: int, each: int, config: dict[str, Any], size: tuple[int, int, int], fps: float, seed: int) -> None:
     each = max(each, 6 // heads + (6 // heads) % 2)  # positions need a width of 6, in diffusers too
     sizes = {"num_attention_heads": heads, "attention_head_dim": each, "cross_attention_dim": heads * each}
     theirs = filled(LTXVideoTransformer3DModel(**sizes, **config), seed)
@@ -155,9 +153,7 @@ def test_codec_of_wan(
     multiples = [2 * multiple for multiple in multiples]  # halved on the way up
     halve = [False] * (len(multiples) - 3) + [True, True]
     theirs = filled(
-        AutoencoderKLWan(
-            base, other, 4, multiples, blocks, [], halve, 0.1, [0.1, 0.2, 0.3, 0.4], [1.0, 2.0, 0.5, 1.5]
-        ),
+        AutoencoderKLWan(base, other, 4, multiples, blocks, [], halve, 0.1, [0.1, 0.2, 0.3, 0.4], [1.0, 2.0, 0.5, 1.5]),
         seed,
     )
     side = 2 ** (len(multiples) - 1)

@@ -29,7 +29,9 @@ TERMINALS = st.sampled_from([None, 0.1, 0.02])
 
 def ours(pipeline: str, scheduler: Any, **changes: Any) -> SamplingSchedule:
     """Of a folder with this scheduler, as JSON brings it."""
-    values = json.loads(json.dumps({**scheduler.config, "_class_name": type(scheduler).__name__, **changes}, default=list))
+    values = json.loads(
+        json.dumps({**scheduler.config, "_class_name": type(scheduler).__name__, **changes}, default=list)
+    )
     kind, theirs = PIPELINES[pipeline], ForeignConfig(values, "scheduler_config.json")
     schedule = kind.schedule(theirs, kind.defaults)
     theirs.done()

@@ -26,10 +26,10 @@ from vitascope.diffusion.samplers.step import Step
 from vitascope.diffusion.sampling_schedule import listed_levels
 from vitascope.media.frames import fit, fit_samples
 from vitascope.media.reading import Clip
-from vitascope.models.codecs.decoding import decode_frames
+from vitascope.models.codecs.decoding import check_decoding, decode_frames
 from vitascope.tasks.condition import image_tokens
 from vitascope.tasks.known import start_tracks
-from vitascope.tasks.known_noise import KnownNoise
+from vitascope.tasks.known_noise import with_known_noise
 from vitascope.tasks.memory import MemoryUse
 from vitascope.tasks.pipeline import PRECISIONS, Pipeline
 from vitascope.tasks.request import SETTINGS, GenerateRequest
@@ -82,7 +82,7 @@ def generate_batch(
 
 def decode_clips(pipeline: Pipeline, requests: Sequence[GenerateRequest], tracks: dict[str, Track]) -> list[Clip]:
     """The clips that sampled tracks stand for, with what was given whole put back as it was."""
-    frames, sounds = _decode(pipeline, tracks, requests[0].format)
+    frames, sounds = _decode(pipeline, tracks, requests[0])
     return [
         _finish(pipeline, request, shown, heard) for request, shown, heard in zip(requests, frames, sounds, strict=True)
     ]
@@ -117,7 +117,7 @@ def sample(
     denoise = replace(_guided(pipeline, requests, first, cache), levels=tuple(levels))
     clock.lap("text")
     count = latent_frames(first.format.num_frames, pipeline.video_codec.strides.time)
-    call: Denoise = _around(denoise, requests, first)
+    call = with_known_noise(denoise, first.image_cond_noise_scale, [request.seed for request in requests])
     call = call if torch.equal(own, tracks[VIDEO].noise) else Waiting(call, own)
     tracks = _run(pipeline, call, tracks, levels, requests, lambda step: report(_visible(step, count)))
     del denoise, call  # with it go keys and values of the texts
@@ -137,6 +137,7 @@ def check_batch(pipeline: Pipeline, requests: Sequence[GenerateRequest]) -> Gene
     pipeline.check_tracks()
     for request in requests:
         _check_camera(pipeline, request)
+    check_decoding(pipeline.video_codec, first.decoding(pipeline.decoding))
     if first.image_cond_noise_scale and pipeline.denoiser.capabilities.noise == "clip":
         raise CapabilityError(f"{pipeline.name} takes one noise level a clip: it has no known frames to add noise to")
     return first
@@ -285,13 +286,6 @@ def _levels(pipeline: Pipeline, settings: GenerateRequest) -> list[float]:
     return schedule.levels(settings.num_inference_steps, latent_frames(fmt.num_frames, strides.time) * prod(grid))
 
 
-def _around(denoise: GuidedDenoiser, requests: Sequence[GenerateRequest], first: GenerateRequest) -> Denoise:
-    """The denoiser with noise on known frames, where that is asked for."""
-    if not first.image_cond_noise_scale:
-        return denoise
-    return KnownNoise(denoise, first.image_cond_noise_scale, [generator(r.seed, "known") for r in requests])
-
-
 @torch.no_grad()
 def _run(
     pipeline: Pipeline,
@@ -311,15 +305,18 @@ def _run(
 
 
 @torch.no_grad()
-def _decode(pipeline: Pipeline, tracks: dict[str, Track], fmt: ClipFormat) -> tuple[Tensor, Sequence[Tensor | None]]:
+def _decode(
+    pipeline: Pipeline, tracks: dict[str, Track], first: GenerateRequest
+) -> tuple[Tensor, Sequence[Tensor | None]]:
     """Frames (B, T, 3, H, W) uint8 and, for each clip, samples (N,) in [-1, 1] if the model makes sound; on the CPU."""
     with _precision(pipeline), pipeline.at_work("video_codec", "decode"):
-        frames = decode_frames(pipeline.video_codec, tracks[VIDEO].values.float(), pipeline.decoding)
+        how = first.decoding(pipeline.decoding)
+        frames = decode_frames(pipeline.video_codec, tracks[VIDEO].values.float(), how)
     if pipeline.audio_codec is None:
         return frames, [None] * len(frames)
     with _precision(pipeline), pipeline.at_work("audio_codec", "decode"):
         sound = pipeline.audio_codec.decode(tracks[AUDIO].values.float()).float()
-    return frames, list(fit_samples(sound[:, 0].clamp(-1, 1), fmt.num_samples).cpu())
+    return frames, list(fit_samples(sound[:, 0].clamp(-1, 1), first.format.num_samples).cpu())
 
 
 def _finish(pipeline: Pipeline, request: GenerateRequest, frames: Tensor, sound: Tensor | None) -> Clip:

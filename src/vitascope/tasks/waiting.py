@@ -7,13 +7,14 @@ Source: LTX-Video 0.9.5 and later, as LTXConditionPipeline of diffusers has it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from vitascope.core.tracks import VIDEO, Track, Tracks
+from vitascope.core.tracks import VIDEO, Track
+from vitascope.diffusion.samplers import Denoise
 
 ROUNDING = 1e-6
 """A level of the schedule counts as reached that far above a cell's own."""
@@ -33,10 +34,10 @@ class Waiting:
     """The `tracks -> x0` that samplers call with settled levels; while cells of the video wait, the model is told their
     own level. own: levels of the video before they were settled, of the shape of the track's."""
 
-    denoise: Callable[[Tracks], dict[str, Tensor]]
+    denoise: Denoise
     own: Tensor
 
-    def __call__(self, tracks: Tracks) -> dict[str, Tensor]:
+    def __call__(self, tracks: dict[str, Track]) -> dict[str, Tensor]:
         """x0 of every track."""
         video = tracks[VIDEO]
         level = max(float(track.noise.max()) for track in tracks.values())
