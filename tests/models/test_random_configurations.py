@@ -144,8 +144,8 @@ def test_up_samplers(kind: tuple[int, bool, bool], size: tuple[int, int, int], s
 
 @quick
 @given(
-    st.integers(4, 8), st.sampled_from([None, 6]), st.lists(st.integers(1, 3), min_size=3, max_size=4), st.integers(1, 2),
-    Sizes, Seeds,
+    st.integers(4, 8), st.sampled_from([None, 6]), st.lists(st.integers(1, 3), min_size=3, max_size=4),
+    st.integers(1, 2), Sizes, Seeds,
 )  # fmt: skip
 def test_codec_of_wan(
     base: int, other: int | None, multiples: list[int], blocks: int, size: tuple[int, int, int], seed: int
@@ -193,11 +193,11 @@ def test_codec_of_ltx(
     )  # fmt: skip
     time, side = (2, 2 * patch) if scaled else (1, patch)
     frames = torch.randn(2, 3, 1 + time * (size[0] - 1), side * size[1], side * size[2]).clamp(-1, 1)
-    try:
-        codec = ours(theirs)
-    except (CheckpointError, InputError) as error:  # what no codec with noise or timesteps has, by its reason
-        assert "neither noise nor timesteps" in str(error)
+    if widths[0] != widths[1] and not (narrow and scaled) and (conditioned or noisy):
+        with pytest.raises(InputError, match="neither noise nor timesteps"):
+            ours(theirs)
         return
+    codec = ours(theirs)
     raw = theirs.encode(frames).latent_dist.mode()
     same(codec.encode(frames), raw)
     torch.manual_seed(seed)

@@ -180,7 +180,7 @@ def test_what_does_not_fit_is_refused(ltx: Any) -> None:
             generate(conditions, replace(REQUEST, given=given))
     with pytest.raises(CapabilityError, match="at the beginning of the clip alone"):
         generate(text, replace(REQUEST, given=Given(shots=(shot(8, 9),))))
-    with pytest.raises(InputError, match="starts at level 0.9, below cells at level 1"):
+    with pytest.raises(InputError, match=r"starts at level 0\.9, below cells at level 1"):
         generate(conditions, replace(REQUEST, levels=(0.9, 0.5), given=Given((keyframe(0, 0.3),))))
     long = replace(REQUEST, format=replace(FORMAT, num_frames=401))
     with pytest.raises(InputError, match="shots and drafts work for clips of at most 161 frames, got 401"):

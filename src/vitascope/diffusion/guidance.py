@@ -85,8 +85,8 @@ class GuidedDenoiser:
     seed: of the noise that stands for the other tracks in cross-modal guidance; the same at every step.
     max_clips: most clips in one call of the model; None puts all branches into one call.
     busy_values: values of latents from which branches go one by one all the same; None for no such limit.
-    level_grid: if above 0, the model is told levels rounded down to multiples of 1 / level_grid. levels: of the schedule,
-    in double precision: what lies within 1e-6 of one is rounded as that one is.
+    level_grid: if above 0, the model is told levels rounded down to multiples of 1 / level_grid.
+    levels: of the schedule, in double precision: what lies within 1e-6 of one is rounded as that one is.
     steps: skips blocks where little changes from step to step; it serves one run of a sampler.
     """
 

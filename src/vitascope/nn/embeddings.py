@@ -24,8 +24,8 @@ def sinusoidal(values: Tensor, width: int, min_period: float, max_period: float)
 
 
 def timestep_features(timesteps: Tensor, width: int) -> Tensor:
-    """Cosines and sines of timesteps (...,) in 0..1000, (..., width) in fp32, at frequencies 10000^(-2i / width); a zero
-    at the end where the width is odd.
+    """Cosines and sines of timesteps (...,) in 0..1000, (..., width) in fp32, at frequencies 10000^(-2i / width); a
+    zero at the end where the width is odd.
 
     Source: Ho et al. 2020, after Vaswani et al. 2017; the convention of the public checkpoints.
     """

@@ -18,7 +18,7 @@ from vitascope.caches.steps import StepCache
 from vitascope.core.errors import CapabilityError, InputError, ShapeError, choice
 from vitascope.core.protocols import Prepares
 from vitascope.core.random import generator
-from vitascope.core.shapes import ClipFormat, latent_frames
+from vitascope.core.shapes import latent_frames
 from vitascope.core.tracks import AUDIO, VIDEO, TextContext, Track, Tracks
 from vitascope.diffusion.guidance import Guidance, GuidedDenoiser, busy_values, join_tracks
 from vitascope.diffusion.samplers import SAMPLERS, Denoise, sampler_named

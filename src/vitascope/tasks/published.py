@@ -92,8 +92,8 @@ def _euler_schedule(theirs: ForeignConfig, own: Defaults, inverted: bool = False
 
 
 def _condition_schedule(theirs: ForeignConfig, own: Defaults) -> SamplingSchedule:
-    """Levels that the pipeline gives: diffusers would step along those that a constant shift makes of them, and tell the
-    model those before. By size it cannot shift them; folders made of the authors' files say so all the same."""
+    """Levels that the pipeline gives: diffusers would step along those that a constant shift makes of them, and tell
+    the model those before. By size it cannot shift them; folders made of the authors' files say so all the same."""
     if not theirs.take("use_dynamic_shifting", False):
         theirs.only(shift=1.0, shift_terminal=None)
     return _euler_schedule(theirs, own)

@@ -49,7 +49,7 @@ class WanConfig:
             raise InputError("depth, hidden, channels, text_width and patch must be positive")
         if self.out_channels > self.in_channels:
             raise InputError(
-                f"out_channels are those of in_channels that are made, at most {self.in_channels}, got {self.out_channels}"
+                f"out_channels are in_channels or a part of them, at most {self.in_channels}, got {self.out_channels}"
             )
         if self.frequency_width < 1:
             raise InputError(f"frequency_width must be positive, got {self.frequency_width}")

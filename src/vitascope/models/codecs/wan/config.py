@@ -19,8 +19,8 @@ LATENT_STD = (2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
 
 @dataclass(frozen=True)
 class WanCodecConfig:
-    """base: channels that the encoder lifts pixels to; multiples: of `base`, level by level, each with half the rows and
-    columns of the one before. halve_time: for each step between levels, whether it halves the frames too. blocks:
+    """base: channels that the encoder lifts pixels to; multiples: of `base`, level by level, each with half the rows
+    and columns of the one before. halve_time: for each step between levels, whether it halves the frames too. blocks:
     residual blocks a level of the encoder; the decoder has one more. decoder_base: what stands for `base` in the
     decoder, 0 for the same. Raises InputError where lengths contradict each other.
     """
