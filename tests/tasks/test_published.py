@@ -231,6 +231,26 @@ def test_a_clip_equals_that_of_diffusers(name: str, scale: float, folders: Any, 
     assert made.clip.frames.float().std() > 1
 
 
+@pytest.mark.filterwarnings("ignore:In CPU autocast")  # Mochi in diffusers
+def test_the_empty_prompt_of_mochi_is_read_as_the_folder_says(folders: Any, tmp_path: Path) -> None:
+    case, (folder, theirs) = CASES["mochi"], folders("mochi")
+    results = []
+    for zeros in (True, False):
+        copy = tmp_path / str(zeros)
+        shutil.copytree(folder, copy)
+        change(copy / "model_index.json", force_zeros_for_empty_prompt=zeros)
+        steps: list[Step] = []
+        request = GenerateRequest(PROMPT, format=case.format, seed=3, num_inference_steps=2, guidance_scale=4.0)
+        generate(load_pipeline(str(copy), "cpu", "fp32"), request, steps.append)
+        results.append(steps[-1].tracks[VIDEO].values)
+        noise = torch.randn(results[-1].shape, generator=generator(3, VIDEO))
+        theirs.register_to_config(force_zeros_for_empty_prompt=zeros)
+        expected = their_latents(theirs, replace(case, steps=2), noise, PROMPT, 4.0)
+        assert (results[-1] - expected).norm() / expected.norm() < 1e-4
+    theirs.register_to_config(force_zeros_for_empty_prompt=True)
+    assert (results[0] - results[1]).norm() / results[0].norm() > 1e-4
+
+
 def picture(fmt: ClipFormat, seed: int) -> Tensor:
     draw = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (3, fmt.height_px, fmt.width_px), generator=draw, dtype=torch.uint8)
@@ -343,6 +363,14 @@ def change(path: Path, **values: Any) -> None:
     ("file", "values", "message"),
     [
         ("model_index.json", {"_class_name": "FluxPipeline"}, "FluxPipeline.*valid values: WanPipeline"),
+        (
+            "model_index.json",
+            {"transformer_2": ["diffusers", "WanTransformer3DModel"]},
+            "not known: transformer_2; valid",
+        ),
+        ("model_index.json", {"boundary_ratio": 0.9}, "boundary_ratio is 0.9; only None"),
+        ("model_index.json", {"expand_timesteps": True}, "expand_timesteps is True; only False"),
+        ("model_index.json", {"colour": 1}, "unknown keys: colour"),
         ("transformer/config.json", {"_class_name": "Flux"}, "holds a Flux; valid here: WanTransformer3DModel"),
         ("transformer/config.json", {"colour": 1}, "unknown keys: colour"),
         ("transformer/config.json", {"num_layers": "2"}, "num_layers must be a int"),

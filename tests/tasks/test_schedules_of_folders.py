@@ -43,7 +43,7 @@ def ours(pipeline: str, scheduler: Any, **changes: Any) -> SamplingSchedule:
 @example(37, 1.0, "linspace")
 @example(68, 4.0, "linspace")
 def test_wan(steps: int, shift: float, spacing: Any) -> None:
-    scheduler = UniPCMultistepScheduler(
+    scheduler: Any = UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift, timestep_spacing=spacing
     )
     scheduler.set_timesteps(steps)
@@ -60,7 +60,7 @@ def test_wan(steps: int, shift: float, spacing: Any) -> None:
 
 @given(STEPS, CELLS, st.floats(0.3, 20.0), st.booleans(), TERMINALS)
 def test_ltx(steps: int, cells: int, shift: float, by_size: bool, terminal: Any) -> None:
-    scheduler = FlowMatchEulerDiscreteScheduler(
+    scheduler: Any = FlowMatchEulerDiscreteScheduler(
         shift=shift, use_dynamic_shifting=by_size, base_shift=0.95, max_shift=2.05, base_image_seq_len=1024,
         shift_terminal=terminal,
     )  # fmt: skip
@@ -72,7 +72,7 @@ def test_ltx(steps: int, cells: int, shift: float, by_size: bool, terminal: Any)
 
 @given(STEPS, st.floats(0.3, 20.0))
 def test_mochi(steps: int, shift: float) -> None:
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift, invert_sigmas=True)
+    scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=shift, invert_sigmas=True)
     scheduler.set_timesteps(sigmas=[float(level) for level in linear_quadratic_schedule(steps, 0.025)])
     expected = (1 - scheduler.sigmas.double()).tolist()
     assert ours("MochiPipeline", scheduler).levels(steps) == pytest.approx(expected, abs=1e-6)

@@ -191,6 +191,7 @@ def load_published_pipeline(
     kind = PIPELINES[choice("kind of pipeline", found.pipeline, PIPELINES)]
     own = kind.defaults
     if found.kind == "diffusers":
+        kind = as_indexed(found.path, kind)
         defaults = replace(own, schedule=read_schedule(found.path, kind))
     else:
         defaults = original_defaults(found, own)
@@ -274,6 +275,23 @@ def _image_encoder(found: Found, device: torch.device) -> ClipImageEncoder:
         return load_clip(found.path, device=device)
     source = open_source(found.encoders[IMAGE], allow_pickle=True)  # allowed when it was found
     return ClipImageEncoder(load_original(source, device=device)).eval()
+
+
+def as_indexed(folder: Path, kind: PublishedPipeline) -> PublishedPipeline:
+    """The kind of pipeline, with what the folder's index says of it. Raises CheckpointError for parts and settings that
+    no such pipeline has, as the second transformer of Wan 2.2."""
+    values = read_object(folder / INDEX)
+    parts = {name for name, value in values.items() if isinstance(value, list) and any(value)}
+    if unknown := sorted(parts - set(FOLDERS)):
+        valid = ", ".join(FOLDERS)
+        raise CheckpointError(f"{folder / INDEX} names parts that are not known: {', '.join(unknown)}; valid: {valid}")
+    theirs = ForeignConfig({k: v for k, v in values.items() if not isinstance(v, list)}, str(folder / INDEX))
+    theirs.only(boundary_ratio=None, expand_timesteps=False)
+    masked = theirs.take("force_zeros_for_empty_prompt", False)
+    theirs.done()
+    if kind.text.empty == "encoded":
+        return kind
+    return replace(kind, text=replace(kind.text, empty="masked" if masked else "encoded"))
 
 
 def read_schedule(folder: Path, kind: PublishedPipeline) -> SamplingSchedule:
