@@ -40,7 +40,7 @@ from vitascope.diffusion.samplers import Step
 from vitascope.models.offload.offloaded import Layers
 from vitascope.tasks.fitting import Fitted, MemoryLimit
 from vitascope.tasks.generate import generate, generate_batch
-from vitascope.tasks.load import load_pipeline
+from vitascope.tasks.load import Beside, load_pipeline
 from vitascope.tasks.pipeline import Pipeline
 from vitascope.tasks.request import GenerateRequest, Given, Keyframe
 
@@ -249,6 +249,23 @@ def test_the_empty_prompt_of_mochi_is_read_as_the_folder_says(folders: Any, tmp_
         assert (results[-1] - expected).norm() / expected.norm() < 1e-4
     theirs.register_to_config(force_zeros_for_empty_prompt=True)
     assert (results[0] - results[1]).norm() / results[0].norm() > 1e-4
+
+
+@pytest.mark.parametrize("name", ["wan image", "ltx"])
+def test_a_folder_of_one_variant_is_read_with_its_encoders(
+    name: str, folders: Any, load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, (_, theirs) = CASES[name], folders(name)
+    theirs.save_pretrained(tmp_path / "variant", variant="fp16", max_shard_size="12KB")
+    assert all(".fp16" in file.name for file in (tmp_path / "variant").rglob("*.safetensors"))
+    shown = Given((Keyframe(0.0, picture(case.format, 1)),)) if "image" in name else Given()
+    request = GenerateRequest(PROMPT, format=case.format, num_inference_steps=2, given=shown)
+    expected = generate(load(name), request).clip.frames
+    for memory in (None, MemoryLimit(held_bytes(torch.device("cpu")) + 10**9)):
+        own = load_pipeline(str(tmp_path / "variant"), "cpu", "fp32", Beside(variant="fp16"), memory=memory)
+        assert torch.equal(generate(own, request).clip.frames, expected)
+    with pytest.raises(CheckpointError, match=r"holds no .*fp16"):
+        load_pipeline(str(folders(name)[0]), "cpu", "fp32", Beside(variant="fp16"))
 
 
 def picture(fmt: ClipFormat, seed: int) -> Tensor:

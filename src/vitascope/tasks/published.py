@@ -219,7 +219,9 @@ def load_published_pipeline(
         codec = _there(parts[CODEC]).load(device=device)
     _check_channels(found.path, denoiser, codec)
     defaults = replace(defaults, tea_coefficients=tea_coefficients(kind.denoiser, denoiser.config.width, denoiser))
-    pictures = partial(_image_encoder, found, device) if getattr(denoiser.config, "image_width", 0) else None
+    pictures = (
+        partial(_image_encoder, found, device, extras.variant) if getattr(denoiser.config, "image_width", 0) else None
+    )
     pipeline = Pipeline(
         name=name,
         denoiser=denoiser,
@@ -259,9 +261,9 @@ def _codec(found: Found, extras: Extras) -> Part | None:
 def _text_files(found: Found, extras: Extras) -> T5Files:
     """Where the text encoder lies. Raises CheckpointError, saying what to do, where none is known."""
     if extras.text_encoder is not None:
-        return T5Files.of(extras.text_encoder)
+        return T5Files.of(extras.text_encoder, extras.variant)
     if found.kind == "diffusers" or (found.path / TEXT).is_dir():
-        return T5Files.of(found.path)
+        return T5Files.of(found.path, extras.variant)
     if TEXT in found.encoders:
         return T5Files(found.encoders[TEXT], found.path / WAN_TOKENIZER, extras.allow_pickle)
     raise CheckpointError(
@@ -270,9 +272,9 @@ def _text_files(found: Found, extras: Extras) -> T5Files:
     )
 
 
-def _image_encoder(found: Found, device: torch.device) -> ClipImageEncoder:
+def _image_encoder(found: Found, device: torch.device, variant: str) -> ClipImageEncoder:
     if IMAGE not in found.encoders:
-        return load_clip(found.path, device=device)
+        return load_clip(found.path, device=device, variant=variant)
     source = open_source(found.encoders[IMAGE], allow_pickle=True)  # allowed when it was found
     return ClipImageEncoder(load_original(source, device=device)).eval()
 
