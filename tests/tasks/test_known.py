@@ -49,6 +49,9 @@ CASES = {
     "pictures at both ends": Given((keyframe(0), keyframe(32))),
     "between latent frames": Given((keyframe(13),)),
     "weak, at a level of the schedule": Given((keyframe(0, 0.8), keyframe(20, 0.5))),
+    "weak, between two levels": Given((keyframe(0, 0.35), keyframe(20, 0.7))),
+    "almost certain, and hardly": Given((keyframe(0, 0.95), keyframe(9, 0.1))),
+    "weak frames, between two levels": Given(shots=(shot(0, 9, 0.6), shot(9, 17, 0.3))),
     "frames at the start": Given(shots=(shot(0, 9),)),
     "frames later, two latents and more": Given((keyframe(0),), shots=(shot(8, 25),)),
     "weak frames later": Given(shots=(shot(9, 9, 0.5),)),
@@ -177,6 +180,8 @@ def test_what_does_not_fit_is_refused(ltx: Any) -> None:
             generate(conditions, replace(REQUEST, given=given))
     with pytest.raises(CapabilityError, match="at the beginning of the clip alone"):
         generate(text, replace(REQUEST, given=Given(shots=(shot(8, 9),))))
+    with pytest.raises(InputError, match=r"starts at level 0\.9, below cells at level 1"):
+        generate(conditions, replace(REQUEST, levels=(0.9, 0.5), given=Given((keyframe(0, 0.3),))))
     long = replace(REQUEST, format=replace(FORMAT, num_frames=401))
     with pytest.raises(InputError, match="shots and drafts work for clips of at most 161 frames, got 401"):
         generate_any_length(conditions, replace(long, given=Given(shots=(shot(0, 9),))))

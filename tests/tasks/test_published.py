@@ -40,7 +40,7 @@ from vitascope.diffusion.samplers import Step
 from vitascope.models.offload.offloaded import Layers
 from vitascope.tasks.fitting import Fitted, MemoryLimit
 from vitascope.tasks.generate import generate, generate_batch
-from vitascope.tasks.load import load_pipeline
+from vitascope.tasks.load import Beside, load_pipeline
 from vitascope.tasks.pipeline import Pipeline
 from vitascope.tasks.request import GenerateRequest, Given, Keyframe
 
@@ -231,6 +231,43 @@ def test_a_clip_equals_that_of_diffusers(name: str, scale: float, folders: Any, 
     assert made.clip.frames.float().std() > 1
 
 
+@pytest.mark.filterwarnings("ignore:In CPU autocast")  # Mochi in diffusers
+def test_the_empty_prompt_of_mochi_is_read_as_the_folder_says(folders: Any, tmp_path: Path) -> None:
+    case, (folder, theirs) = CASES["mochi"], folders("mochi")
+    results = []
+    for zeros in (True, False):
+        copy = tmp_path / str(zeros)
+        shutil.copytree(folder, copy)
+        change(copy / "model_index.json", force_zeros_for_empty_prompt=zeros)
+        steps: list[Step] = []
+        request = GenerateRequest(PROMPT, format=case.format, seed=3, num_inference_steps=2, guidance_scale=4.0)
+        generate(load_pipeline(str(copy), "cpu", "fp32"), request, steps.append)
+        results.append(steps[-1].tracks[VIDEO].values)
+        noise = torch.randn(results[-1].shape, generator=generator(3, VIDEO))
+        theirs.register_to_config(force_zeros_for_empty_prompt=zeros)
+        expected = their_latents(theirs, replace(case, steps=2), noise, PROMPT, 4.0)
+        assert (results[-1] - expected).norm() / expected.norm() < 1e-4
+    theirs.register_to_config(force_zeros_for_empty_prompt=True)
+    assert (results[0] - results[1]).norm() / results[0].norm() > 1e-4
+
+
+@pytest.mark.parametrize("name", ["wan image", "ltx"])
+def test_a_folder_of_one_variant_is_read_with_its_encoders(
+    name: str, folders: Any, load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, (_, theirs) = CASES[name], folders(name)
+    theirs.save_pretrained(tmp_path / "variant", variant="fp16", max_shard_size="12KB")
+    assert all(".fp16" in file.name for file in (tmp_path / "variant").rglob("*.safetensors"))
+    shown = Given((Keyframe(0.0, picture(case.format, 1)),)) if "image" in name else Given()
+    request = GenerateRequest(PROMPT, format=case.format, num_inference_steps=2, given=shown)
+    expected = generate(load(name), request).clip.frames
+    for memory in (None, MemoryLimit(held_bytes(torch.device("cpu")) + 10**9)):
+        own = load_pipeline(str(tmp_path / "variant"), "cpu", "fp32", Beside(variant="fp16"), memory=memory)
+        assert torch.equal(generate(own, request).clip.frames, expected)
+    with pytest.raises(CheckpointError, match=r"holds no .*fp16"):
+        load_pipeline(str(folders(name)[0]), "cpu", "fp32", Beside(variant="fp16"))
+
+
 def picture(fmt: ClipFormat, seed: int) -> Tensor:
     draw = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (3, fmt.height_px, fmt.width_px), generator=draw, dtype=torch.uint8)
@@ -343,6 +380,14 @@ def change(path: Path, **values: Any) -> None:
     ("file", "values", "message"),
     [
         ("model_index.json", {"_class_name": "FluxPipeline"}, "FluxPipeline.*valid values: WanPipeline"),
+        (
+            "model_index.json",
+            {"transformer_2": ["diffusers", "WanTransformer3DModel"]},
+            "not known: transformer_2; valid",
+        ),
+        ("model_index.json", {"boundary_ratio": 0.9}, "boundary_ratio is 0.9; only None"),
+        ("model_index.json", {"expand_timesteps": True}, "expand_timesteps is True; only False"),
+        ("model_index.json", {"colour": 1}, "unknown keys: colour"),
         ("transformer/config.json", {"_class_name": "Flux"}, "holds a Flux; valid here: WanTransformer3DModel"),
         ("transformer/config.json", {"colour": 1}, "unknown keys: colour"),
         ("transformer/config.json", {"num_layers": "2"}, "num_layers must be a whole number"),

@@ -26,7 +26,7 @@ from vitascope.core.errors import CapabilityError, InputError, choice
 from vitascope.core.protocols import FULL, Denoiser, InBlocks, Passage, TemporalStrategy
 from vitascope.core.random import generator
 from vitascope.core.tracks import TextContext, Track, Tracks
-from vitascope.diffusion.paths import Path
+from vitascope.diffusion.paths import Path, precise
 
 Perturbation = Literal["attention", "block"]
 PERTURBATIONS: tuple[Perturbation, ...] = ("attention", "block")
@@ -86,6 +86,7 @@ class GuidedDenoiser:
     max_clips: most clips in one call of the model; None puts all branches into one call.
     busy_values: values of latents from which branches go one by one all the same; None for no such limit.
     level_grid: if above 0, the model is told levels rounded down to multiples of 1 / level_grid.
+    levels: of the schedule, in double precision: what lies within 1e-6 of one is rounded as that one is.
     steps: skips blocks where little changes from step to step; it serves one run of a sampler.
     """
 
@@ -99,6 +100,7 @@ class GuidedDenoiser:
     max_clips: int | None = None
     seed: int = 0
     level_grid: int = 0
+    levels: tuple[float, ...] = ()
     steps: StepCache | None = None
     busy_values: int | None = None
     _joined: dict[tuple[object, ...], TextContext] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -214,11 +216,21 @@ class GuidedDenoiser:
         return passage.run(state)
 
     def _told(self, batch: dict[str, Track]) -> dict[str, Track]:
-        """The tracks with levels as the model is told them; levels within 1e-4 of a step count as on it."""
+        """The tracks with levels as the model is told them."""
         if not self.level_grid:
             return batch
-        steps = {name: (track.noise * self.level_grid + 1e-4).floor() for name, track in batch.items()}
-        return {name: track.with_values(track.values, steps[name] / self.level_grid) for name, track in batch.items()}
+        return {name: track.with_values(track.values, self._rounded(track.noise)) for name, track in batch.items()}
+
+    def _rounded(self, noise: Tensor) -> Tensor:
+        """Down to the grid. Levels that are not of the schedule count as on a step within 1e-4 of it: single precision
+        may have put them below."""
+        exact, grid = precise(noise), self.level_grid
+        steps = exact * grid + 1e-4
+        if self.levels:
+            own = exact.new_tensor(self.levels)
+            distance, index = (exact.unsqueeze(-1) - own).abs().min(-1)
+            steps = torch.where(distance < 1e-6, own[index] * grid, steps)
+        return (steps.floor() / grid).to(noise.dtype)
 
 
 def busy_values(device: torch.device) -> int | None:

@@ -120,7 +120,7 @@ class SamplingSchedule:
                 raise InputError(f"this model is sampled in {len(self.listed)} steps, not {num_steps}")
             return check_levels([min(self.listed[0], 1 - self.below_one), *self.listed[1:], 0.0])
         shift = self.shift if self.by_size is None else self.by_size.shift(num_cells)
-        levels = [shift_level(level, shift) for level in self._spaced(num_steps)]
+        levels = [level if shift == 1 else shift_level(level, shift) for level in self._spaced(num_steps)]
         if self.terminal and levels[-1] < 1:
             stretch = (1 - levels[-1]) / (1 - self.terminal)
             levels = [1 - (1 - level) / stretch for level in levels]
@@ -129,7 +129,8 @@ class SamplingSchedule:
 
     def _spaced(self, num_steps: int) -> Sequence[float]:
         if self.spacing == "equal":
-            return [1 - (1 - self.end) * i / num_steps for i in range(num_steps)]
+            # to the last bit as numpy spaces them: `grid` rounds down what lies on a multiple, or just below
+            return [i * ((self.end - 1) / num_steps) + 1 for i in range(num_steps)]
         even = max(1, num_steps // 2)
         if num_steps == 1:
             return [1.0]

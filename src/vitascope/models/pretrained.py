@@ -149,6 +149,12 @@ def encoder_class(folder: Path, classes: Mapping[str, str]) -> Any:
     return getattr(transformers(f"models of type {kind!r}"), classes[kind])
 
 
+def variant_there(folder: Path, variant: str) -> str:
+    """`variant` where the folder has weights of that name, such as model.fp16.safetensors, else "" for those without
+    one: encoders are often saved in one variant alone, beside parts with several."""
+    return variant if variant and any(folder.glob(f"model*.{variant}[.-]*")) else ""
+
+
 def load_pretrained(
     folder: str | Path,
     classes: Mapping[str, str],
@@ -156,16 +162,18 @@ def load_pretrained(
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
     quantise: str | None = None,
+    variant: str = "",
 ) -> nn.Module:
     """The model in `folder` (config.json and safetensors, whole or in shards), in eval mode and without gradients.
 
-    classes: names in `transformers` by the `model_type` of config.json. quantise: one of QUANTISERS, which then stay on
-    the device they were loaded to. Raises CheckpointError when files are missing, damaged or of another model.
+    classes: names in `transformers` by the `model_type` of config.json. variant: see `variant_there`. quantise: one of
+    QUANTISERS, which then stay on the device they were loaded to. Raises CheckpointError when files are missing,
+    damaged or of another model.
     """
     folder = Path(folder)
     check_quantise(quantise, device)
     cls = encoder_class(folder, classes)
-    source = open_source(folder)  # says in one line which shard is missing, and that there is no other format
+    source = open_source(folder, variant=variant)  # says in one line which shard is missing, and if there is no other
     check_encoder(folder, source)
     close(source)
     settings: dict[str, Any] = {}
@@ -176,6 +184,7 @@ def load_pretrained(
             folder,
             dtype=dtype,
             use_safetensors=True,
+            variant=variant or None,
             local_files_only=True,
             attn_implementation="sdpa",  # never what a configuration may ask to be fetched
             output_loading_info=True,

@@ -16,6 +16,8 @@ from vitascope.nn.resnet import silu
 
 Total = Callable[[Tensor], Tensor]
 """A tensor to its sum over all processes."""
+_AT_ONCE = 2**18
+"""Values that are squared at a time: what is worked out between is small, and stays in a processor's caches."""
 
 
 class EdgeCache(TailCache):
@@ -92,26 +94,42 @@ class EdgeConv3d(nn.Conv3d):
 
 class FrameGroupNorm(nn.GroupNorm):
     """Group norm over each frame on its own, so that time does not mix; tiles of a frame would: they have other means
-    and variances than the whole. Wu and He 2018."""
+    and variances than the whole. Wu and He 2018.
+
+    Worked out on a CPU from values whose mean is taken off first: its kernel for this layout of memory subtracts the
+    square of the mean from the mean of the squares, and where a group's values lie close together nothing is left.
+    """
 
     def forward(self, input: Tensor, total: Total | None = None) -> Tensor:
         """total: of a number per frame and group, the sum over the parts of frames that processes share."""
-        if total is not None:
-            return self._in_parts(input, total)
-        frames = input.flatten(0, 1).movedim(-1, 1)
-        return super().forward(frames).movedim(1, -1).unflatten(0, input.shape[:2])
+        if total is None and not input.is_cpu:
+            frames = input.flatten(0, 1).movedim(-1, 1)
+            return super().forward(frames).movedim(1, -1).unflatten(0, input.shape[:2])
+        sum_up, x_BTHWC = total or (lambda part: part), input.float()
+        cells = x_BTHWC.shape[2] * x_BTHWC.shape[3] * (self.num_channels // self.num_groups)
+        sums_BTG = self._by_group(x_BTHWC.sum((2, 3)))
+        count_BTG = sum_up(torch.full_like(sums_BTG, cells))
+        centred = x_BTHWC - self._by_channel(sum_up(sums_BTG) / count_BTG)
+        variance_BTG = sum_up(self._by_group(_sum_of_squares(centred))) / count_BTG
+        scale = self._by_channel(torch.rsqrt(variance_BTG + self.eps)) * self.weight.float()
+        if torch.is_grad_enabled():
+            return (centred * scale + self.bias.float()).to(input.dtype)
+        return centred.mul_(scale).add_(self.bias.float()).to(input.dtype)
 
-    def _in_parts(self, x_BTHWC: Tensor, total: Total) -> Tensor:
-        """By the mean and variance of whole frames, of which `x_BTHWC` is a part."""
-        groups = x_BTHWC.float().unflatten(-1, (self.num_groups, -1))
-        count = total(
-            torch.full_like(groups[..., :1, :1, :, :1], x_BTHWC.shape[2] * x_BTHWC.shape[3] * groups.shape[-1])
-        )
-        mean = total(groups.sum((2, 3, 5), keepdim=True)) / count
-        centred = groups - mean
-        variance = total(centred.square().sum((2, 3, 5), keepdim=True)) / count
-        normed = (centred * torch.rsqrt(variance + self.eps)).flatten(-2)
-        return (normed * self.weight.float() + self.bias.float()).to(x_BTHWC.dtype)
+    def _by_group(self, sums_BTC: Tensor) -> Tensor:
+        return sums_BTC.unflatten(-1, (self.num_groups, -1)).sum(-1)
+
+    def _by_channel(self, values_BTG: Tensor) -> Tensor:
+        """(B, T, 1, 1, C)."""
+        return values_BTG.repeat_interleave(self.num_channels // self.num_groups, -1)[:, :, None, None]
+
+
+def _sum_of_squares(x_BTHWC: Tensor) -> Tensor:
+    """Over the cells of each frame, (B, T, C); the squares of a few rows at a time."""
+    if torch.is_grad_enabled():
+        return x_BTHWC.square().sum((2, 3))
+    rows = max(1, _AT_ONCE * x_BTHWC.shape[2] // max(1, x_BTHWC.numel()))
+    return torch.stack([part.square().sum((2, 3)) for part in x_BTHWC.split(rows, 2)]).sum(0)
 
 
 class GroupResidualBlock(nn.Module):

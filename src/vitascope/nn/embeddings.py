@@ -24,13 +24,14 @@ def sinusoidal(values: Tensor, width: int, min_period: float, max_period: float)
 
 
 def timestep_features(timesteps: Tensor, width: int) -> Tensor:
-    """Cosines and sines of timesteps (...,) in 0..1000, (..., width) in fp32, at frequencies 10000^(-2i / width).
+    """Cosines and sines of timesteps (...,) in 0..1000, (..., width) in fp32, at frequencies 10000^(-2i / width); a
+    zero at the end where the width is odd.
 
     Source: Ho et al. 2020, after Vaswani et al. 2017; the convention of the public checkpoints.
     """
-    exponents = torch.arange(width // 2, dtype=torch.float32, device=timesteps.device) / (width // 2)
+    exponents = torch.arange(width // 2, dtype=torch.float32, device=timesteps.device) / max(1, width // 2)
     angles = timesteps.float().unsqueeze(-1) * torch.exp(-log(10_000.0) * exponents)
-    return torch.cat([angles.cos(), angles.sin()], -1)
+    return F.pad(torch.cat([angles.cos(), angles.sin()], -1), (0, width % 2))
 
 
 def normal_table(*shape: int, std: float = 1.0) -> nn.Parameter:

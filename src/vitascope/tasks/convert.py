@@ -146,6 +146,11 @@ def _seen_in(part: Part, layout: Layout, dtype: torch.dtype | None) -> TensorSou
 
 def _keys(part: Part, layout: Layout) -> Any:
     if layout == "original":
+        if part.family not in ORIGINALS:
+            valid = ", ".join(ORIGINALS)
+            raise CheckpointError(
+                f"a model of family {part.family} has no layout of its authors; valid families: {valid}"
+            )
         return ORIGINALS[part.family].keys(part.config)
     return named(_published(part).keys)(part.config)
 

@@ -22,7 +22,7 @@ from vitascope.models.offload.merged import with_updates
 from vitascope.models.offload.offloaded import IN_TURN, WHOLE, Layers, Offloaded
 from vitascope.models.offload.stores import FileStore, KeptStore, Store
 from vitascope.models.parts import close
-from vitascope.models.pretrained import is_unused
+from vitascope.models.pretrained import is_unused, variant_there
 from vitascope.models.text.t5.encoder import PROMPTS_AT_ONCE, T5Files
 from vitascope.models.text.t5.options import T5Options
 from vitascope.models.text.t5.streamed import TABLES, open_layers
@@ -260,7 +260,7 @@ def fit_published(
         kinds = {source.info(name).dtype for name in source.names()}
         exact = ("bf16",) if kinds == {torch.bfloat16} else ()
     pictures = folder / "image_encoder"
-    image = 4 * _num_values(pictures) if pipeline.image_encoder is not None and pictures.is_dir() else 0
+    image = 4 * _num_values(pictures, texts.variant) if pipeline.image_encoder is not None and pictures.is_dir() else 0
     text = text_cost(texts, options, pipeline.precision)
     if text_device(text, pipeline.device, limit) != pipeline.device:
         text = TextCost(0, text.tokens, 0, 0, 0)  # nothing of it is on the device
@@ -273,14 +273,16 @@ def fit_published(
 def text_cost(files: T5Files, options: T5Options, dtype: torch.dtype) -> TextCost:
     """Of a T5 encoder."""
     width, hidden, heads = files.sizes
-    return TextCost(_num_values(files.encoder) * dtype.itemsize, options.max_tokens, width, hidden, heads)
+    return TextCost(
+        _num_values(files.encoder, files.variant) * dtype.itemsize, options.max_tokens, width, hidden, heads
+    )
 
 
 def with_layers(text: TextCost, files: T5Files, dtype: torch.dtype) -> TextCost:
     """The cost of an encoder whose layers may come from its files on a CPU, in whose memory its tokeniser is too."""
 
     def held() -> Offloaded:
-        return open_layers(files.encoder, dtype=dtype, allow_pickle=files.allow_pickle)
+        return open_layers(files.encoder, dtype=dtype, allow_pickle=files.allow_pickle, variant=files.variant)
 
     names = [file.name for file in files.tokenizer.glob("*")] if files.tokenizer.is_dir() else []
     known = [name for name in TOKENIZER_SHARES if name in names]
@@ -294,9 +296,10 @@ def text_device(text: TextCost, device: torch.device, limit: MemoryLimit) -> tor
     return device if fits or device.type == "cpu" else torch.device("cpu")
 
 
-def _num_values(place: Path) -> int:
+def _num_values(place: Path, variant: str) -> int:
     """Numbers in the weights of an encoder, without those of a decoder beside it."""
-    source = open_source(place, allow_pickle=True)  # a file of the authors was allowed when it was found
+    # a file of the authors was allowed when it was found
+    source = open_source(place, allow_pickle=True, variant=variant_there(place, variant))
     names = [name for name in source.names() if not is_unused(name)]
     if set(TABLES) <= set(names):
         names.remove(TABLES[1])  # the same once more

@@ -18,22 +18,23 @@ from vitascope.caches.steps import StepCache
 from vitascope.core.errors import CapabilityError, CheckpointError, InputError, ShapeError, choice
 from vitascope.core.protocols import Prepares
 from vitascope.core.random import generator
-from vitascope.core.shapes import ClipFormat, latent_frames
+from vitascope.core.shapes import latent_frames
 from vitascope.core.tracks import AUDIO, VIDEO, TextContext, Track, Tracks
 from vitascope.diffusion.guidance import Guidance, GuidedDenoiser, busy_values, join_tracks
-from vitascope.diffusion.samplers import SAMPLERS, sampler_named
+from vitascope.diffusion.samplers import SAMPLERS, Denoise, sampler_named
 from vitascope.diffusion.samplers.step import Step
 from vitascope.diffusion.sampling_schedule import listed_levels
 from vitascope.media.frames import fit, fit_samples
 from vitascope.media.reading import Clip
-from vitascope.models.codecs.decoding import decode_frames
+from vitascope.models.codecs.decoding import check_decoding, decode_frames
 from vitascope.nn.footprint import is_finite
 from vitascope.tasks.condition import image_tokens
 from vitascope.tasks.known import start_tracks
-from vitascope.tasks.known_noise import KnownNoise
+from vitascope.tasks.known_noise import with_known_noise
 from vitascope.tasks.memory import MemoryUse
 from vitascope.tasks.pipeline import PRECISIONS, Pipeline
 from vitascope.tasks.request import SETTINGS, GenerateRequest
+from vitascope.tasks.waiting import Waiting, settled
 
 Report = Callable[[Step], None]
 """Called after every step, with the cells so far; raising from it cancels the run."""
@@ -82,7 +83,7 @@ def generate_batch(
 
 def decode_clips(pipeline: Pipeline, requests: Sequence[GenerateRequest], tracks: dict[str, Track]) -> list[Clip]:
     """The clips that sampled tracks stand for, with what was given whole put back as it was."""
-    frames, sounds = _decode(pipeline, tracks, requests[0].format)
+    frames, sounds = _decode(pipeline, tracks, requests[0])
     return [
         _finish(pipeline, request, shown, heard) for request, shown, heard in zip(requests, frames, sounds, strict=True)
     ]
@@ -109,13 +110,18 @@ def sample(
     if any(not torch.equal(start[VIDEO].times_s, starts[0][VIDEO].times_s) for start in starts):
         raise InputError("clips of a batch share the times of their later keyframes and shots with this model")
     tracks = join_tracks(starts)
+    own = tracks[VIDEO].noise
+    if pipeline.defaults.keyframes == "beside":
+        tracks[VIDEO] = tracks[VIDEO].with_values(tracks[VIDEO].values, settled(own, levels))
     clock.lap("encode")
     cache = None if first.step_cache is None else StepCache(first.step_cache, levels)
-    denoise = _guided(pipeline, requests, first, cache)
+    denoise = replace(_guided(pipeline, requests, first, cache), levels=tuple(levels))
     clock.lap("text")
     count = latent_frames(first.format.num_frames, pipeline.video_codec.strides.time)
-    tracks = _run(pipeline, denoise, tracks, levels, requests, lambda step: report(_visible(step, count)))
-    del denoise  # with it go keys and values of the texts
+    call = with_known_noise(denoise, first.image_cond_noise_scale, [request.seed for request in requests])
+    call = call if torch.equal(own, tracks[VIDEO].noise) else Waiting(call, own)
+    tracks = _run(pipeline, call, tracks, levels, requests, lambda step: report(_visible(step, count)))
+    del denoise, call  # with it go keys and values of the texts
     clock.lap("denoise")
     return Sampled(tracks | {VIDEO: _first_frames(tracks[VIDEO], count)}, 0.0 if cache is None else cache.skipped_share)
 
@@ -132,6 +138,7 @@ def check_batch(pipeline: Pipeline, requests: Sequence[GenerateRequest]) -> Gene
     pipeline.check_tracks()
     for request in requests:
         _check_camera(pipeline, request)
+    check_decoding(pipeline.video_codec, first.decoding(pipeline.decoding))
     if first.image_cond_noise_scale and pipeline.denoiser.capabilities.noise == "clip":
         raise CapabilityError(f"{pipeline.name} takes one noise level a clip: it has no known frames to add noise to")
     return first
@@ -283,20 +290,16 @@ def _levels(pipeline: Pipeline, settings: GenerateRequest) -> list[float]:
 @torch.no_grad()
 def _run(
     pipeline: Pipeline,
-    denoise: GuidedDenoiser,
+    denoise: Denoise,
     tracks: dict[str, Track],
     levels: Sequence[float],
     requests: Sequence[GenerateRequest],
     report: Report,
 ) -> dict[str, Track]:
-    first = resolve(pipeline, requests[0])
-    sampler, call = sampler_named(first.sampler or ""), denoise
-    if first.image_cond_noise_scale:
-        own = [generator(request.seed, "known") for request in requests]
-        call = KnownNoise(denoise, first.image_cond_noise_scale, own)
+    sampler = sampler_named(resolve(pipeline, requests[0]).sampler or "")
     draw = [generator(request.seed, "sampler") for request in requests]
     with _precision(pipeline), pipeline.at_work("denoiser", "denoise"):
-        for step in sampler(call, tracks, levels, path=pipeline.path, generator=draw):
+        for step in sampler(denoise, tracks, levels, path=pipeline.path, generator=draw):
             if step.index in (0, step.num_steps - 1):  # not at all of them: a GPU has to be waited for
                 _check_finite(pipeline, step)
             report(step)
@@ -311,15 +314,18 @@ def _check_finite(pipeline: Pipeline, step: Step) -> None:
 
 
 @torch.no_grad()
-def _decode(pipeline: Pipeline, tracks: dict[str, Track], fmt: ClipFormat) -> tuple[Tensor, Sequence[Tensor | None]]:
+def _decode(
+    pipeline: Pipeline, tracks: dict[str, Track], first: GenerateRequest
+) -> tuple[Tensor, Sequence[Tensor | None]]:
     """Frames (B, T, 3, H, W) uint8 and, for each clip, samples (N,) in [-1, 1] if the model makes sound; on the CPU."""
     with _precision(pipeline), pipeline.at_work("video_codec", "decode"):
-        frames = decode_frames(pipeline.video_codec, tracks[VIDEO].values.float(), pipeline.decoding)
+        how = first.decoding(pipeline.decoding)
+        frames = decode_frames(pipeline.video_codec, tracks[VIDEO].values.float(), how)
     if pipeline.audio_codec is None:
         return frames, [None] * len(frames)
     with _precision(pipeline), pipeline.at_work("audio_codec", "decode"):
         sound = pipeline.audio_codec.decode(tracks[AUDIO].values.float()).float()
-    return frames, list(fit_samples(sound[:, 0].clamp(-1, 1), fmt.num_samples).cpu())
+    return frames, list(fit_samples(sound[:, 0].clamp(-1, 1), first.format.num_samples).cpu())
 
 
 def _finish(pipeline: Pipeline, request: GenerateRequest, frames: Tensor, sound: Tensor | None) -> Clip:

@@ -5,13 +5,15 @@ B clips, C channels, N latent frames.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from vitascope.core.tracks import VIDEO, Track, Tracks
+from vitascope.core.random import generator
+from vitascope.core.tracks import VIDEO, Track
+from vitascope.diffusion.samplers import Denoise
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,11 @@ class KnownNoise:
     the last step in the given frames.
     """
 
-    denoise: Callable[[Tracks], dict[str, Tensor]]
+    denoise: Denoise
     scale: float
     draw: Sequence[torch.Generator]
 
-    def __call__(self, tracks: Tracks) -> dict[str, Tensor]:
+    def __call__(self, tracks: dict[str, Track]) -> dict[str, Tensor]:
         """x0 of every track."""
         video = tracks[VIDEO]
         level = max(float(track.noise.max()) for track in tracks.values())
@@ -37,3 +39,8 @@ class KnownNoise:
         values = torch.where(video.noise == 0, noised, video.values)
         shown: dict[str, Track] = {**tracks, VIDEO: video.with_values(values, video.noise)}
         return self.denoise(shown)
+
+
+def with_known_noise(denoise: Denoise, scale: float, seeds: Sequence[int]) -> Denoise:
+    """`denoise` with noise on known frames, where the scale is above 0; a clip's noise follows from its seed."""
+    return KnownNoise(denoise, scale, [generator(seed, "known") for seed in seeds]) if scale else denoise

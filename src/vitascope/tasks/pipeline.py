@@ -43,7 +43,8 @@ class Defaults:
     frame_times: when the model is told that a latent frame is: in the middle of its frames, or at the first of them,
     counted as if all latent frames held as many frames ("begin") or as they are ("begin_causal").
     keyframes: whether what is given of a later time takes the place of latent frames ("cells"), or stands "beside" them
-    as frames of its own at that time, which the others read and which are left out of the clip.
+    as frames of its own at that time, which the others read and which are left out of the clip; what is given weakly
+    then waits for a whole step of the schedule (`tasks.waiting`).
     tea_coefficients: of the polynomial that was fitted to the model, for step caches of the kind "tea".
     overlap_frames: frames that a longer clip carries over from one window of `clip.num_frames` to the next.
     """

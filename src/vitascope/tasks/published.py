@@ -42,7 +42,7 @@ from vitascope.weights.sources import open_source
 
 WAN_TOKENIZER = "google/umt5-xxl"
 """Where it lies in the authors' folder."""
-_NOTES = ("num_train_timesteps", "timestep_spacing", "steps_offset", "trained_betas", "beta_start", "beta_end")
+_NOTES = ("timestep_spacing", "steps_offset", "trained_betas", "beta_start", "beta_end")
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,10 @@ def _wan_schedule(theirs: ForeignConfig, own: Defaults) -> SamplingSchedule:
     theirs.only(solver_order=2, solver_type="bh2", predict_x0=True, lower_order_final=True, final_sigmas_type="zero")
     theirs.only(use_karras_sigmas=False, use_exponential_sigmas=False, use_beta_sigmas=False, thresholding=False)
     theirs.only(disable_corrector=(), solver_p=None, rescale_betas_zero_snr=False, use_dynamic_shifting=False)
+    theirs.only(num_train_timesteps=1000)
     theirs.ignore(*_NOTES, "beta_schedule", "dynamic_thresholding_ratio", "sample_max_value", "time_shift_type")
-    theirs.ignore("sigma_min", "sigma_max", "shift_terminal")
+    theirs.ignore("sigma_min", "sigma_max")
+    theirs.only(shift_terminal=None)
     shift = theirs.take("flow_shift", 1.0)
     # levels as integer timesteps of 1000; one short of 1 keeps log(alpha) finite
     return replace(own.schedule, shift=shift, end=0.001, below_one=1e-6, grid=1000)
@@ -73,7 +75,7 @@ def _euler_schedule(theirs: ForeignConfig, own: Defaults, inverted: bool = False
     """inverted: the scheduler counts from data to noise, as Mochi's does; ours does not, so nothing follows from it."""
     theirs.only(_class_name="FlowMatchEulerDiscreteScheduler", stochastic_sampling=False, time_shift_type="exponential")
     theirs.only(use_karras_sigmas=False, use_exponential_sigmas=False, use_beta_sigmas=False)
-    theirs.only(invert_sigmas=inverted)
+    theirs.only(num_train_timesteps=1000, invert_sigmas=inverted)
     theirs.ignore(*_NOTES)
     by_size = None
     if theirs.take("use_dynamic_shifting", False):
@@ -88,7 +90,23 @@ def _euler_schedule(theirs: ForeignConfig, own: Defaults, inverted: bool = False
     return replace(own.schedule, shift=theirs.take("shift", 1.0), by_size=by_size, terminal=terminal)
 
 
+def _condition_schedule(theirs: ForeignConfig, own: Defaults) -> SamplingSchedule:
+    """Levels that the pipeline gives: diffusers would step along those that a constant shift makes of them, and tell
+    the model those before. By size it cannot shift them; folders made of the authors' files say so all the same."""
+    if not theirs.take("use_dynamic_shifting", False):
+        theirs.only(shift=1.0, shift_terminal=None)
+    return _euler_schedule(theirs, own)
+
+
 _WAN = Defaults(ClipFormat(832, 480, 16.0, 81), 50, Guidance(5.0, rescale_on="velocity"), "unipc")
+_LTX = PublishedPipeline(
+    "LTXVideoTransformer3DModel",
+    "AutoencoderKLLTXVideo",
+    T5_OPTIONS["ltx"],
+    Defaults(ClipFormat(704, 512, 25.0, 161), 50, Guidance(3.0, rescale_on="velocity"), "euler", frame_times="begin"),
+    _euler_schedule,
+)
+"""The same parts, saved by either of two classes: a picture is a known latent frame."""
 PIPELINES: dict[str, PublishedPipeline] = {
     "WanPipeline": PublishedPipeline(
         "WanTransformer3DModel",
@@ -104,15 +122,8 @@ PIPELINES: dict[str, PublishedPipeline] = {
         _WAN,
         _wan_schedule,
     ),
-    "LTXPipeline": PublishedPipeline(
-        "LTXVideoTransformer3DModel",
-        "AutoencoderKLLTXVideo",
-        T5_OPTIONS["ltx"],
-        Defaults(
-            ClipFormat(704, 512, 25.0, 161), 50, Guidance(3.0, rescale_on="velocity"), "euler", frame_times="begin"
-        ),
-        _euler_schedule,
-    ),
+    "LTXPipeline": _LTX,
+    "LTXImageToVideoPipeline": _LTX,
     "LTXConditionPipeline": PublishedPipeline(
         "LTXVideoTransformer3DModel",
         "AutoencoderKLLTXVideo",
@@ -126,7 +137,7 @@ PIPELINES: dict[str, PublishedPipeline] = {
             frame_times="begin_causal",
             keyframes="beside",
         ),
-        _euler_schedule,
+        _condition_schedule,
     ),
     "MochiPipeline": PublishedPipeline(
         "MochiTransformer3DModel",
@@ -179,6 +190,7 @@ def load_published_pipeline(
     kind = PIPELINES[choice("kind of pipeline", found.pipeline, PIPELINES)]
     own = kind.defaults
     if found.kind == "diffusers":
+        kind = as_indexed(found.path, kind)
         defaults = replace(own, schedule=read_schedule(found.path, kind))
     else:
         defaults = original_defaults(found, own)
@@ -208,7 +220,7 @@ def load_published_pipeline(
     _check_channels(found.path, denoiser, codec)
     defaults = replace(defaults, tea_coefficients=tea_coefficients(kind.denoiser, denoiser.config.width, denoiser))
     width = getattr(denoiser.config, "image_width", 0)
-    pictures = partial(_image_encoder, found, device, width) if width else None
+    pictures = partial(_image_encoder, found, device, width, extras.variant) if width else None
     pipeline = Pipeline(
         name=name,
         denoiser=denoiser,
@@ -248,9 +260,9 @@ def _codec(found: Found, extras: Extras) -> Part | None:
 def _text_files(found: Found, extras: Extras) -> T5Files:
     """Where the text encoder lies. Raises CheckpointError, saying what to do, where none is known."""
     if extras.text_encoder is not None:
-        return T5Files.of(extras.text_encoder)
+        return T5Files.of(extras.text_encoder, extras.variant)
     if found.kind == "diffusers" or (found.path / TEXT).is_dir():
-        return T5Files.of(found.path)
+        return T5Files.of(found.path, extras.variant)
     if TEXT in found.encoders:
         return T5Files(found.encoders[TEXT], found.path / WAN_TOKENIZER, extras.allow_pickle)
     raise CheckpointError(
@@ -259,13 +271,13 @@ def _text_files(found: Found, extras: Extras) -> T5Files:
     )
 
 
-def _image_encoder(found: Found, device: torch.device, width: int) -> ClipImageEncoder:
+def _image_encoder(found: Found, device: torch.device, width: int, variant: str) -> ClipImageEncoder:
     """Raises CheckpointError for one whose tokens are not of that width."""
     if IMAGE in found.encoders:
         source = open_source(found.encoders[IMAGE], allow_pickle=True)  # allowed when it was found
         encoder = ClipImageEncoder(load_original(source, device=device)).eval()
     else:
-        encoder = load_clip(found.path, device=device)
+        encoder = load_clip(found.path, device=device, variant=variant)
     model: Any = encoder.model
     if model.config.hidden_size != width:
         own = model.config.hidden_size
@@ -273,6 +285,19 @@ def _image_encoder(found: Found, device: torch.device, width: int) -> ClipImageE
             f"the parts of {found.path} do not fit: pictures {width} of the transformer, {own} beside it"
         )
     return encoder
+
+
+def as_indexed(folder: Path, kind: PublishedPipeline) -> PublishedPipeline:
+    """The kind of pipeline, with what the folder's index says of it beside its parts, which `discover` has checked.
+    Raises CheckpointError for settings that no such pipeline has."""
+    values = read_object(folder / INDEX)
+    theirs = ForeignConfig({k: v for k, v in values.items() if not isinstance(v, list)}, str(folder / INDEX))
+    theirs.ignore("boundary_ratio", "expand_timesteps")
+    masked = theirs.take("force_zeros_for_empty_prompt", False)
+    theirs.done()
+    if kind.text.empty == "encoded":
+        return kind
+    return replace(kind, text=replace(kind.text, empty="masked" if masked else "encoded"))
 
 
 def read_schedule(folder: Path, kind: PublishedPipeline) -> SamplingSchedule:

@@ -5,7 +5,7 @@ T frames, H and W px, N samples. Times in seconds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Any
 
@@ -16,6 +16,7 @@ from vitascope.core.errors import InputError, PromptError
 from vitascope.core.shapes import ClipFormat
 from vitascope.diffusion.guidance import Perturbation
 from vitascope.diffusion.sampling_schedule import listed_levels
+from vitascope.models.codecs.decoding import AS_IT_IS, Decoding
 from vitascope.weights.config import config_to_dict
 
 
@@ -87,7 +88,7 @@ class Given:
 SETTINGS = (
     "prompt", "negative_prompt", "seed", "num_inference_steps", "guidance_scale", "sampler", "levels",
     "guidance_rescale", "guidance_interval", "stg_scale", "stg_layers", "stg_by", "step_cache",
-    "image_cond_noise_scale",
+    "image_cond_noise_scale", "decode_timestep", "decode_noise_scale",
 )  # fmt: skip
 """What `GenerateRequest.settings` writes under its own name: `config_from_dict` makes a request of it again."""
 
@@ -100,6 +101,7 @@ class GenerateRequest:
     `Guidance`. stg_scale, stg_layers, stg_by: of spatio-temporal guidance, `perturbed`, `perturbed_layers` and
     `perturbation` there. step_cache: None runs all blocks at every step. image_cond_noise_scale: of noise on known
     frames that the model is shown, times the square of the level (`known_noise.KnownNoise`); 0 shows them as they are.
+    decode_timestep, decode_noise_scale: what a conditioned decoder is told; see `codecs.decoding.Decoding`.
     """
 
     prompt: str
@@ -117,6 +119,8 @@ class GenerateRequest:
     stg_by: Perturbation | None = None
     step_cache: StepCaching | None = None
     image_cond_noise_scale: float = 0.0
+    decode_timestep: float | None = None
+    decode_noise_scale: float | None = None
     given: Given = field(default_factory=Given)
 
     def __post_init__(self) -> None:
@@ -135,10 +139,15 @@ class GenerateRequest:
             raise InputError(f"the scale of spatio-temporal guidance lies in [0, 30], got {self.stg_scale}")
         if not 0.0 <= self.image_cond_noise_scale <= 1.0:
             raise InputError(f"the scale of noise on known frames lies in [0, 1], got {self.image_cond_noise_scale}")
+        self.decoding(AS_IT_IS)
         if self.levels is not None:
             count = len(listed_levels(self.levels))
             if self.num_inference_steps not in (None, count):
                 raise InputError(f"the levels are those of {count} steps, not of {self.num_inference_steps}")
+
+    def decoding(self, own: Decoding) -> Decoding:
+        """How the clip is decoded by a pipeline that decodes in its `own` way. Raises InputError."""
+        return replace(own, timestep=self.decode_timestep, noise_scale=self.decode_noise_scale)
 
     def settings(self) -> dict[str, Any]:
         """The request without its tensors, as JSON values."""

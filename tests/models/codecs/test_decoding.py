@@ -143,3 +143,25 @@ def test_what_a_codec_does_not_offer_is_refused() -> None:
         decode_frames(codec_of("mochi"), torch.zeros(1, 4, 1, 2, 2), Decoding(1, Tiling(8, 2)))
     with pytest.raises(InputError, match="chunk must be 0"):
         Decoding(-1)
+
+
+@pytest.mark.parametrize("tiling", [None, Tiling(30, 6)])
+def test_a_conditioned_decoder_is_told_what_is_asked_for(tiling: Tiling | None) -> None:
+    codec = codec_of("ltx")
+    latents = latents_of(codec)
+    for timestep, scale, told in ((0.3, 0.1, (0.3, 0.1)), (0.3, None, (0.3, 0.3)), (None, 0.5, (0.05, 0.5))):
+        frames = decode_frames(codec, latents, Decoding(2, tiling, timestep, scale))
+        pixels = codec.decode(latents, 2, *told).clamp(-1, 1)
+        # one tile is the whole frame; rounding may fall on the other side where a weight of 1 is multiplied
+        assert (frames - ((pixels + 1) * 127.5).round().movedim(1, 2)).abs().max() <= 1
+        assert not torch.equal(frames, decode_frames(codec, latents, Decoding(2, tiling)))
+    for name in ("wan", "mochi", "causal_video"):
+        with pytest.raises(CapabilityError, match="not conditioned on noise"):
+            decode_frames(codec_of(name), latents_of(codec_of(name)), Decoding(timestep=0.1))
+
+
+def test_the_noise_of_a_decoder_does_not_depend_on_the_batch() -> None:
+    codec = codec_of("ltx")
+    latents = latents_of(codec)
+    together = codec.decode(latents)
+    torch.testing.assert_close(codec.decode(latents[1:]), together[1:], rtol=1e-4, atol=1e-5)

@@ -41,6 +41,8 @@ CASES = {
     "a batch of pictures": Case(frames=(1, 24, 16), num_clips=2),
     "two frames of latents": Case(frames=(5, 8, 8), num_clips=2),
     "two blocks, uneven multiples": Case(small(blocks=2, multiples=(1, 2, 3, 3)), (5, 16, 16)),
+    "another base in the decoder": Case(small(decoder_base=6), (5, 8, 16)),
+    "a first level wider than the base": Case(small(multiples=(2, 2, 3, 4)), (5, 8, 8)),
     "no time": Case(small(halve_time=(False, False, False)), (3, 8, 16)),
     "time at once": Case(small(multiples=(1, 2), halve_time=(True,), base=6), (7, 6, 10)),
     "early time": Case(small(halve_time=(True, False, True)), (13, 8, 8)),
@@ -54,6 +56,7 @@ def their_codec(config: WanCodecConfig) -> Any:
     torch.manual_seed(0)
     codec = AutoencoderKLWan(
         base_dim=config.base,
+        decoder_base_dim=config.decoder_base or None,
         z_dim=config.latent_channels,
         dim_mult=list(config.multiples),
         num_res_blocks=config.blocks,

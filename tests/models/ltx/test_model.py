@@ -39,6 +39,7 @@ CASES = {
     "level a frame": Case(SMALL, (4, 2, 2), "frame"),
     "level a cell, masked words": Case(SMALL, (2, 3, 4), "cell", (7, 2)),
     "width that six does not divide": Case(replace(SMALL, width=64), (2, 5, 3), num_words=(1, 9)),
+    "one frequency": Case(replace(SMALL, width=8, num_heads=2), (2, 3, 3)),
     "heads of 64, other rate": Case(replace(SMALL, width=128, num_heads=2, depth=3), (5, 2, 2), fps=30.0),
 }
 each_case = pytest.mark.parametrize("name", CASES)
@@ -189,5 +190,5 @@ def test_what_the_model_cannot_take_is_refused() -> None:
         model({"video": track}, text, strategy=CAUSAL)
     with pytest.raises(CapabilityError, match="got none"):
         model({}, text)
-    with pytest.raises(InputError, match="at least 12"):
-        replace(SMALL, width=8)
+    with pytest.raises(InputError, match="at least 6"):
+        replace(SMALL, width=4, num_heads=1)

@@ -12,10 +12,12 @@ from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsampler
 from torch import nn
 
 from vitascope.core.errors import CheckpointError, InputError, ShapeError
-from vitascope.models.ltx_upsampler.config import LTXUpsamplerConfig, from_diffusers
+from vitascope.models.ltx_upsampler.config import LTXUpsamplerConfig, from_diffusers, to_diffusers
 from vitascope.models.ltx_upsampler.keys import diffusers_keys
 from vitascope.models.ltx_upsampler.model import LTXUpsampler
 from vitascope.models.published import load_published
+from vitascope.tasks.convert import Target, convert_model
+from vitascope.tasks.discover import discover
 from vitascope.weights.checkpoint import load_into
 from vitascope.weights.keys import convert
 
@@ -57,6 +59,7 @@ def test_latents_grow_as_they_do_in_diffusers(name: str, size: tuple[int, int, i
 def test_the_layout_is_read_and_written_key_by_key(name: str) -> None:
     theirs = their_model(name)
     config = from_diffusers(theirs.config)
+    assert from_diffusers(to_diffusers(config)) == config
     table, state = diffusers_keys(config), theirs.state_dict()
     ours = convert(table, state)
     assert ours.keys() == LTXUpsampler(config).state_dict().keys()
@@ -81,6 +84,16 @@ def test_a_folder_is_loaded_by_its_class_and_full_size_fits(tmp_path: Path) -> N
         full, expected = LTXUpsampler(LTXUpsamplerConfig()).state_dict(), LTXLatentUpsamplerModel().state_dict()
     written = convert(diffusers_keys(LTXUpsamplerConfig()), full, writing=True)
     assert {key: value.shape for key, value in written.items()} == {k: v.shape for k, v in expected.items()}
+
+
+def test_a_folder_is_written_anew_in_the_one_layout_that_there_is(tmp_path: Path) -> None:
+    their_model("space").save_pretrained(tmp_path / "theirs")
+    found = discover(tmp_path / "theirs")
+    convert_model(found, Target(tmp_path / "half", "diffusers", torch.bfloat16))
+    half = LTXLatentUpsamplerModel.from_pretrained(tmp_path / "half")
+    assert {key: half.config[key] for key in SMALL} == SMALL
+    with pytest.raises(CheckpointError, match="no layout of its authors; valid families: wan, ltx"):
+        convert_model(found, Target(tmp_path / "other", "original"))
 
 
 def test_what_it_cannot_take_is_refused() -> None:

@@ -37,6 +37,7 @@ CASES = {
     "plain": Case(SMALL, (2, 4, 6)),
     "one frame, one clip": Case(SMALL, (1, 2, 8), (3,)),
     "masked words": Case(SMALL, (3, 4, 4), (2, 7)),
+    "odd number of sinusoids": Case(replace(SMALL, frequency_width=9), (2, 2, 4)),
     "one block": Case(replace(SMALL, depth=1), (2, 6, 2), (4, 1)),
     "heads of 128": Case(replace(SMALL, width=256, num_heads=2, depth=2), (2, 4, 4)),
     "patches of 4, wide text": Case(replace(SMALL, patch=4, stream_width=60), (4, 8, 4), (9, 9)),

@@ -42,6 +42,8 @@ CASES = {
     "first and last image": Case(
         replace(SMALL, in_channels=36, image_width=24, image_positions=514), (2, 4, 4), 1, 512
     ),
+    "image among the words": Case(replace(SMALL, in_channels=36, image_width=24, image_apart=False), (3, 4, 6)),
+    "odd number of sinusoids": Case(replace(SMALL, frequency_width=7), (2, 2, 4)),
     "level a cell": Case(replace(SMALL, noise="cell", in_channels=48, out_channels=48), (2, 4, 6)),
 }
 each_case = pytest.mark.parametrize("name", CASES)
@@ -62,7 +64,7 @@ def their_model(config: WanConfig) -> Any:
         cross_attn_norm=config.cross_norm,
         eps=config.eps,
         image_dim=config.image_width or None,
-        added_kv_proj_dim=config.width if config.image_width else None,
+        added_kv_proj_dim=config.width if config.image_width and config.image_apart else None,
         pos_embed_seq_len=config.image_positions or None,
     )
     for parameter in model.parameters():
@@ -182,7 +184,7 @@ def their_meta(config: WanConfig) -> nn.Module:
     return WanTransformer3DModel(
         num_attention_heads=config.num_heads, in_channels=config.in_channels, out_channels=16,
         ffn_dim=config.hidden, num_layers=config.depth, image_dim=config.image_width or None,
-        added_kv_proj_dim=config.width if config.image_width else None,
+        added_kv_proj_dim=config.width if config.image_width and config.image_apart else None,
     )  # fmt: skip
 
 

@@ -39,18 +39,34 @@ class Tiles(Protocol):
     def tile_decoder(self, latents: Tensor) -> TileDecoder: ...
 
 
+@runtime_checkable
+class Conditioned(Protocol):
+    """A codec whose decoder may be told how noisy its latents are."""
+
+    @property
+    def conditioned(self) -> bool: ...
+
+
 @dataclass(frozen=True)
 class Decoding:
     """How a clip is decoded.
 
     chunk: latent frames at a time, 0 for all, None for what the codec does by itself. tiling: None for whole frames.
-    Raises InputError for a chunk below 0.
+    timestep, noise_scale: what a conditioned decoder is told, and the share of noise in its latents, both in [0, 1];
+    None for the codec's own, and for as much noise as the timestep says where only that is given. Raises InputError for
+    other values.
     """
 
     chunk: int | None = None
     tiling: Tiling | None = None
+    timestep: float | None = None
+    noise_scale: float | None = None
 
     def __post_init__(self) -> None:
+        for name in ("timestep", "noise_scale"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise InputError(f"the {name} of a decoder lies in [0, 1], got {value}")
         if self.chunk is not None and self.chunk < 0:
             raise InputError(f"chunk must be 0 (the whole clip) or more latent frames, got {self.chunk}")
 
@@ -65,6 +81,8 @@ def check_decoding(codec: VideoCodec, how: Decoding) -> None:
         raise CapabilityError(f"{name} decodes whole clips only: leave the chunk away")
     if how.tiling is not None and not isinstance(codec, Tiles):
         raise CapabilityError(f"{name} decodes whole frames only: leave the tiling away")
+    if _told(how) and not (isinstance(codec, Conditioned) and codec.conditioned):
+        raise CapabilityError(f"{name} is not conditioned on noise: leave decode_timestep and decode_noise_scale away")
 
 
 def decode_frames(codec: VideoCodec, latents: Tensor, how: Decoding = AS_IT_IS) -> Tensor:
@@ -76,9 +94,9 @@ def decode_frames(codec: VideoCodec, latents: Tensor, how: Decoding = AS_IT_IS) 
     """
     check_decoding(codec, how)
     if how.tiling is not None and isinstance(codec, Tiles):
-        whole = _blend(codec, latents, how.tiling, 1 if how.chunk is None else how.chunk)
+        whole = _blend(codec, latents, how, how.tiling)
         return _collect(whole.split(1, 2), _num_frames(codec, latents))
-    return _collect(_pieces(codec, latents, how.chunk), _num_frames(codec, latents))
+    return _collect(_pieces(codec, latents, how), _num_frames(codec, latents))
 
 
 def to_uint8(pixels: Tensor) -> Tensor:
@@ -86,13 +104,20 @@ def to_uint8(pixels: Tensor) -> Tensor:
     return pixels.float().clamp(-1, 1).add_(1.0).mul_(127.5).round_().to(torch.uint8)
 
 
-def _pieces(codec: VideoCodec, latents: Tensor, chunk: int | None) -> Iterator[Tensor]:
+def _told(how: Decoding) -> dict[str, float]:
+    """Arguments for a conditioned decoder."""
+    if how.timestep is None:
+        return {} if how.noise_scale is None else {"noise_scale": how.noise_scale}
+    return {"timestep": how.timestep, "noise_scale": how.timestep if how.noise_scale is None else how.noise_scale}
+
+
+def _pieces(codec: VideoCodec, latents: Tensor, how: Decoding) -> Iterator[Tensor]:
     if not isinstance(codec, Streams):
         yield codec.decode(latents)
-    elif chunk is None:
-        yield from codec.stream(latents)
-    else:
-        yield from codec.stream(latents, chunk)
+        return
+    chunk = {} if how.chunk is None else {"chunk": how.chunk}
+    stream: Callable[..., Iterator[Tensor]] = codec.stream
+    yield from stream(latents, **chunk, **_told(how))
 
 
 def _num_frames(codec: VideoCodec, latents: Tensor) -> int:
@@ -115,10 +140,11 @@ def _collect(pieces: Iterator[Tensor] | tuple[Tensor, ...], num_frames: int) -> 
     return frames
 
 
-def _blend(codec: VideoCodec, latents: Tensor, tiling: Tiling, chunk: int) -> Tensor:
+def _blend(codec: VideoCodec, latents: Tensor, how: Decoding, tiling: Tiling) -> Tensor:
     """Pixels (B, 3, T, H, W) in fp32 on the CPU, tile by tile and each tile piece by piece."""
     assert isinstance(codec, Tiles)
-    decoder, strides = codec.tile_decoder(latents), codec.strides
+    make: Callable[..., TileDecoder] = codec.tile_decoder
+    decoder, strides, chunk = make(latents, **_told(how)), codec.strides, 1 if how.chunk is None else how.chunk
     batch, _, _, height, width = latents.shape
     row_spans, column_spans = spans(height, tiling), spans(width, tiling)
     size = (height * strides.height, width * strides.width)

@@ -34,8 +34,8 @@ class LTXConfig:
         head_width(self.width, self.num_heads)
         if min(self.depth, self.in_channels, self.out_channels, self.text_width, self.spatial_px) < 1:
             raise InputError("depth, channels, text_width and spatial_px must be positive")
-        if self.width < 12:
-            raise InputError(f"positions need a width of at least 12, got {self.width}")
+        if self.width < 6:
+            raise InputError(f"positions need a width of at least 6, got {self.width}")
         if not (min(self.base) > 0 and self.theta > 1):
             raise InputError("base must be positive and theta above 1")
 
@@ -50,6 +50,8 @@ def from_diffusers(values: Mapping[str, Any]) -> LTXConfig:
     theirs = ForeignConfig(values, "the configuration of the LTX transformer")
     heads, each = theirs.take("num_attention_heads", 32), theirs.take("attention_head_dim", 64)
     in_channels = theirs.take("in_channels", 128)
+    if each % 2:
+        raise CheckpointError(f"{theirs.label}: attention_head_dim must be even, got {each}")
     theirs.only(patch_size=1, patch_size_t=1, activation_fn="gelu-approximate", qk_norm="rms_norm_across_heads")
     theirs.only(norm_elementwise_affine=False, attention_bias=True, attention_out_bias=True)
     theirs.only(cross_attention_dim=heads * each)

@@ -53,3 +53,16 @@ def from_diffusers(values: Mapping[str, Any]) -> LTXUpsamplerConfig:
     )
     theirs.done()
     return config
+
+
+def to_diffusers(config: LTXUpsamplerConfig) -> dict[str, Any]:
+    """What `from_diffusers` reads as this configuration."""
+    return {
+        "_class_name": "LTXLatentUpsamplerModel",
+        "dims": config.dims,
+        "in_channels": config.channels,
+        "mid_channels": config.width,
+        "num_blocks_per_stage": config.num_blocks,
+        "spatial_upsample": config.space,
+        "temporal_upsample": config.time,
+    }

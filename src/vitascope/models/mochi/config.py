@@ -44,8 +44,8 @@ class MochiConfig:
             raise InputError("depth, stream_width, video_channels, patch and pool_heads must be positive")
         if self.text_width % self.pool_heads:
             raise InputError(f"text of width {self.text_width} cannot be pooled by {self.pool_heads} heads")
-        if self.frequency_width < 2 or self.frequency_width % 2 or self.area <= 0:
-            raise InputError("frequency_width must be even and positive, and area positive")
+        if self.frequency_width < 1 or self.area <= 0:
+            raise InputError("frequency_width and area must be positive")
 
     @staticmethod
     def fitting(video_channels: int, audio_channels: int, text_width: int) -> dict[str, int]:

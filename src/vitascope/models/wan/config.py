@@ -19,7 +19,8 @@ class WanConfig:
 
     in_channels: latents plus, for image to video, 4 channels of mask and the latents of the known frames.
     image_width: of the image tokens that the cross-attentions also read (CLIP: 1280), 0 for none; image_positions:
-    tokens of a learned position table for them (first-and-last-frame models), 0 for none.
+    tokens of a learned position table for them (first-and-last-frame models), 0 for none; image_apart: whether they
+    have keys and values of their own, as in all published models, or stand in front of the words and are read as these.
     frequency_width: sinusoids of the noise level. noise: what the weights were trained to take a level per.
     masked_text: whether words that only fill up are left out; the published models read 512 words, whatever they are.
     Raises InputError (ShapeError for head widths) where values contradict each other.
@@ -34,6 +35,7 @@ class WanConfig:
     text_width: int = 4096
     image_width: int = 0
     image_positions: int = 0
+    image_apart: bool = True
     frequency_width: int = 256
     patch: tuple[int, int, int] = (1, 2, 2)
     eps: float = 1e-6
@@ -45,8 +47,12 @@ class WanConfig:
         head_width(self.width, self.num_heads)
         if min(self.depth, self.hidden, self.in_channels, self.out_channels, self.text_width, *self.patch) < 1:
             raise InputError("depth, hidden, channels, text_width and patch must be positive")
-        if self.frequency_width < 2 or self.frequency_width % 2:
-            raise InputError(f"frequency_width must be even and positive, got {self.frequency_width}")
+        if self.out_channels > self.in_channels:
+            raise InputError(
+                f"out_channels are in_channels or a part of them, at most {self.in_channels}, got {self.out_channels}"
+            )
+        if self.frequency_width < 1:
+            raise InputError(f"frequency_width must be positive, got {self.frequency_width}")
         if self.image_positions and not self.image_width:
             raise InputError("image_positions need image tokens: give image_width")
 
@@ -78,6 +84,7 @@ def from_diffusers(values: Mapping[str, Any]) -> WanConfig:
     image_width = theirs.whole("image_dim")
     in_channels = theirs.take("in_channels", 16)
     theirs.only(qk_norm="rms_norm_across_heads", added_kv_proj_dim=heads * each if image_width else None)
+    positions, apart = theirs.whole("pos_embed_seq_len"), values.get("added_kv_proj_dim") is not None
     theirs.ignore("rope_max_seq_len")
     config = WanConfig(
         width=heads * each,
@@ -88,7 +95,8 @@ def from_diffusers(values: Mapping[str, Any]) -> WanConfig:
         out_channels=theirs.whole("out_channels") or in_channels,
         text_width=theirs.take("text_dim", 4096),
         image_width=image_width,
-        image_positions=theirs.whole("pos_embed_seq_len"),
+        image_positions=positions if image_width else 0,
+        image_apart=apart or not image_width,
         frequency_width=theirs.take("freq_dim", 256),
         patch=theirs.take("patch_size", (1, 2, 2)),
         eps=theirs.take("eps", 1e-6),
@@ -104,7 +112,7 @@ def to_diffusers(config: WanConfig) -> dict[str, Any]:
         raise CheckpointError("a Wan model that was trained with masked texts cannot be written for diffusers")
     return {
         "_class_name": "WanTransformer3DModel",
-        "added_kv_proj_dim": config.width if config.image_width else None,
+        "added_kv_proj_dim": config.width if config.image_width and config.image_apart else None,
         "attention_head_dim": config.width // config.num_heads,
         "cross_attn_norm": config.cross_norm,
         "eps": config.eps,

@@ -41,6 +41,7 @@ def diffusers_keys(config: WanConfig) -> KeyTable:
             f"{image}.norm1": "image.norm_in", f"{image}.norm2": "image.norm_out",
             f"{image}.ff.net.0.proj": "image.rise", f"{image}.ff.net.2": "image.fall",
         })  # fmt: skip
+    if config.image_width and config.image_apart:
         rules += fused_layers({f"{block}.cross.image_kv": [f"{block}.attn2.add_{part}_proj" for part in "kv"]})
         rules += [
             Rename(f"{block}.attn2.norm_added_k.weight", f"{block}.cross.image_norm_k.weight"),
@@ -85,6 +86,7 @@ def original_keys(config: WanConfig) -> KeyTable:
             "img_emb.proj.0": "image.norm_in", "img_emb.proj.1": "image.rise",
             "img_emb.proj.3": "image.fall", "img_emb.proj.4": "image.norm_out",
         })  # fmt: skip
+    if config.image_width and config.image_apart:
         rules += fused_layers({f"{block}.cross.image_kv": [f"{block}.cross_attn.{part}_img" for part in "kv"]})
         rules.append(Rename(f"{block}.cross_attn.norm_k_img.weight", f"{block}.cross.image_norm_k.weight"))
     if config.image_positions:

@@ -75,7 +75,7 @@ class WanBlock(nn.Module):
         self.offsets = normal_table(BLOCK_VECTORS, width, std=width**-0.5)
         self.attention = SelfAttention(width, heads, heads, kind)
         self.cross_norm = LayerNorm(width, config.eps) if config.cross_norm else nn.Identity()
-        self.cross = WanCrossAttention(width, heads, kind, config.image_width > 0)
+        self.cross = WanCrossAttention(width, heads, kind, config.image_width > 0 and config.image_apart)
         self.feed_forward = FeedForward(width, config.hidden)
 
     def forward(
@@ -160,6 +160,8 @@ class WanDenoiser(nn.Module):
         words = text.embeddings.to(self.text_in.weight.dtype)
         embedded = self.text_out(F.gelu(self.text_in(words), approximate="tanh"))
         image = None if self.image is None or text.image is None else self.image(text.image)
+        if image is not None and not self.config.image_apart:
+            embedded, image = torch.cat([image, embedded], 1), None
         parts: list[Tensor] = []
         for block in self.blocks:
             assert isinstance(block, WanBlock)
@@ -236,7 +238,9 @@ class WanDenoiser(nn.Module):
 
     def _memories(self, text: TextContext) -> list[Memory]:
         parts = list(zip(text.prepared[::2], text.prepared[1::2], strict=True))
-        seen = text.mask[:, None, None] if self.config.masked_text else None
+        seen = None
+        if self.config.masked_text:  # image tokens in front of the words are always seen
+            seen = F.pad(text.mask, (parts[0][0].shape[1] - text.mask.shape[1], 0), value=True)[:, None, None]
         if len(parts) == self.config.depth:
             return [Memory(pair, None, seen) for pair in parts]
         return [Memory(text, image, seen) for text, image in zip(parts[::2], parts[1::2], strict=True)]

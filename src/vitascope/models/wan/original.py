@@ -40,6 +40,7 @@ def read_config(shapes: Shapes, notes: Mapping[str, Any]) -> WanConfig:
         text_width=shapes.axis("text_embedding.0.weight", 1),
         image_width=shapes.axis("img_emb.proj.0.weight", 0) if "img_emb.proj.0.weight" in shapes else 0,
         image_positions=positions,
+        image_apart="img_emb.proj.0.weight" not in shapes or "blocks.0.cross_attn.k_img.weight" in shapes,
         frequency_width=shapes.axis("time_embedding.0.weight", 1),
         patch=(patch[0], patch[1], patch[2]),
         eps=theirs.take("eps", 1e-6),

@@ -151,6 +151,11 @@ class LTXCodec(nn.Module):
         mean, std = self._statistics(latents)
         return (latents.movedim(1, -1) * std + mean).movedim(-1, 1)
 
+    @property
+    def conditioned(self) -> bool:
+        """`codecs.decoding.Conditioned`."""
+        return self.config.timestep_conditioning
+
     def decode(
         self,
         latents: Tensor,
@@ -162,7 +167,8 @@ class LTXCodec(nn.Module):
         """Latents (B, C, 1 + k, h, w) to frames (B, 3, 1 + k*time, H, W), about [-1, 1]; `chunk` as in `encode`.
 
         A conditioned decoder gets (1 - noise_scale) latents + noise_scale noise and is told the timestep, both in
-        [0, 1]; one without has no use for them. Noise comes from `generator`, or always the same from a fixed seed.
+        [0, 1]; one without has no use for them. Noise comes from `generator`, or from a fixed seed, the same for every
+        clip.
         Raises ShapeError and InputError.
         """
         return torch.cat(list(self.stream(latents, chunk, timestep, noise_scale, generator)), 2)
@@ -208,10 +214,11 @@ class LTXCodec(nn.Module):
         for name, value in (("timestep", timestep), ("noise_scale", noise_scale)):
             if not 0 <= value <= 1:
                 raise InputError(f"{name} must lie in [0, 1], got {value}")
-        generator = seeded(0) if generator is None else generator
+        alike, generator = generator is None, seeded(0) if generator is None else generator
         raw = self.denormalise(latents)
         if self.config.timestep_conditioning:
-            raw = torch.lerp(raw, _randn(latents.shape, generator, raw), noise_scale)
+            shape = (1 if alike else len(raw), *latents.shape[1:])
+            raw = torch.lerp(raw, _randn(shape, generator, raw), noise_scale)
         timesteps_B = raw.new_full((len(raw),), timestep)
         return raw, self.decoder.given(timesteps_B, (raw.shape[3], raw.shape[4]), generator)
 

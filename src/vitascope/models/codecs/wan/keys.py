@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from vitascope.models.codecs.wan.config import WanCodecConfig
 from vitascope.weights.keys import KeyTable, Rename, Rule, Squeeze, renamed_layers
 
@@ -56,16 +58,16 @@ Kind = tuple[str, bool]
 
 def _kinds(config: WanCodecConfig) -> tuple[list[Kind], list[Kind]]:
     """Layers of encoder and decoder in order."""
-    channels, steps = config.channels, config.halve_time
+    steps = config.halve_time
     middle: list[Kind] = [("residual", False), ("attention", False), ("residual", False)]
     down: list[Kind] = []
-    for level, here in enumerate(channels):
-        above = channels[max(0, level - 1)]
+    for level, (above, here) in enumerate(pairwise((config.base, *config.channels))):
         down += [("residual", above != here), *[("residual", False)] * (config.blocks - 1)]
         down += [("resample", steps[level])] if level < len(steps) else []
     up: list[Kind] = []
-    for level, here in enumerate(channels[::-1]):
-        above = channels[::-1][level - 1] // 2 if level else here
+    channels = config.decoder_channels[::-1]
+    for level, here in enumerate(channels):
+        above = channels[level - 1] // 2 if level else here
         up += [("residual", above != here), *[("residual", False)] * config.blocks]
         up += [("resample", steps[::-1][level])] if level < len(steps) else []
     return down + middle, middle + up

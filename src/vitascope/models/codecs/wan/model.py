@@ -114,9 +114,9 @@ class Encoder(nn.Module):
     def __init__(self, config: WanCodecConfig) -> None:
         super().__init__()
         channels = config.channels
-        self.conv_in = CausalConv3d(3, channels[0])
+        self.conv_in = CausalConv3d(3, config.base)
         layers: list[nn.Module] = []
-        for level, (above, here) in enumerate(pairwise((channels[0], *channels))):
+        for level, (above, here) in enumerate(pairwise((config.base, *channels))):
             layers += _residuals(above, here, config.blocks)
             if level < len(config.halve_time):
                 layers.append(Halve(here, config.halve_time[level]))
@@ -139,7 +139,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: WanCodecConfig) -> None:
         super().__init__()
-        channels, steps = config.channels[::-1], config.halve_time[::-1]
+        channels, steps = config.decoder_channels[::-1], config.halve_time[::-1]
         self.conv_in = CausalConv3d(config.latent_channels, channels[0])
         layers: list[nn.Module] = _middle(channels[0])
         for level, here in enumerate(channels):

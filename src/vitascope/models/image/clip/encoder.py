@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vitascope.core.errors import CheckpointError, ShapeError
-from vitascope.models.pretrained import load_pretrained
+from vitascope.models.pretrained import load_pretrained, variant_there
 from vitascope.weights.foreign import read_object
 
 CLASSES = {"clip_vision_model": "CLIPVisionModel"}
@@ -87,16 +87,20 @@ def load_clip(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     quantise: str | None = None,
+    variant: str = "",
 ) -> ClipImageEncoder:
     """The encoder in `image_encoder` of a pipeline as diffusers writes it, with the settings of `image_processor`.
 
-    quantise: one of `models.pretrained.QUANTISERS`. Raises CheckpointError for what is missing, damaged or another
-    model; CapabilityError for a package that is missing; InputError for an unknown `quantise`.
+    quantise: one of `models.pretrained.QUANTISERS`. variant: such as "fp16", taken where it is there. Raises
+    CheckpointError for what is missing, damaged or another model; CapabilityError for a package that is missing;
+    InputError for an unknown `quantise`.
     """
     folder = Path(folder)
     path = folder / SETTINGS
     settings = _read_settings(path) if path.is_file() else PictureSettings()
-    model = load_pretrained(folder / ENCODER, CLASSES, dtype=dtype, device=device, quantise=quantise)
+    place = folder / ENCODER
+    variant = variant_there(place, variant)
+    model = load_pretrained(place, CLASSES, dtype=dtype, device=device, quantise=quantise, variant=variant)
     config: Any = model.config
     if config.image_size != settings.crop_px:
         raise CheckpointError(f"{folder} does not fit: pictures of {settings.crop_px} px for {config.image_size} px")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vitascope.core.errors import CapabilityError, CheckpointError, PromptError
 from vitascope.core.tracks import TextContext
 from vitascope.models.offload.offloaded import WHOLE, Layers, Offloaded
-from vitascope.models.pretrained import check_quantise, load_pretrained, loading, transformers
+from vitascope.models.pretrained import check_quantise, load_pretrained, loading, transformers, variant_there
 from vitascope.models.text.cache import CachedTextEncoder, CacheFolder, WhatAfter, model_identity
 from vitascope.models.text.rows import TextRow, assemble, check_prompts, warn_of_cut
 from vitascope.models.text.t5.options import T5Options
@@ -37,23 +37,26 @@ PROMPTS_AT_ONCE = 8
 class T5Files:
     """Where an encoder and its tokeniser lie. encoder: a folder as transformers writes it, or a file of Wan's authors.
 
-    allow_pickle: whether that file may be a pickle, of which only tensors are read.
+    allow_pickle: whether that file may be a pickle, of which only tensors are read. variant: such as "fp16", part of
+    the weights' file names.
     """
 
     encoder: Path
     tokenizer: Path
     allow_pickle: bool = False
+    variant: str = ""
 
     @staticmethod
-    def of(folder: str | Path | T5Files) -> T5Files:
+    def of(folder: str | Path | T5Files, variant: str = "") -> T5Files:
         """The folders `text_encoder` and `tokenizer` of a pipeline as diffusers writes it, or a folder that holds both
-        models together, as transformers does."""
+        models together, as transformers does. variant: taken where it is there (`pretrained.variant_there`)."""
         if isinstance(folder, T5Files):
             return folder
         folder = Path(folder)
+        encoder, tokenizer = folder, folder
         if (folder / ENCODER).is_dir() or not (folder / "config.json").is_file():
-            return T5Files(folder / ENCODER, folder / TOKENIZER)
-        return T5Files(folder, folder)
+            encoder, tokenizer = folder / ENCODER, folder / TOKENIZER
+        return T5Files(encoder, tokenizer, variant=variant_there(encoder, variant))
 
     @property
     def kind(self) -> str:
@@ -208,14 +211,16 @@ def load_t5(
         if quantise is not None:
             raise CapabilityError("layers that come from files cannot be quantised: leave one of the two away")
         place, pickle = files.encoder, files.allow_pickle
-        held = open_layers(place, dtype=dtype, device=device, layers=layers, allow_pickle=pickle)
+        held = open_layers(place, dtype=dtype, device=device, layers=layers, allow_pickle=pickle, variant=files.variant)
         return T5TextEncoder(held.module, tokenizer, options, held).eval()
     if files.encoder.is_file():
         if quantise is not None:
             raise CapabilityError("an encoder in a file of Wan's authors cannot be quantised: convert it first")
         source = open_source(files.encoder, allow_pickle=files.allow_pickle)
         return T5TextEncoder(load_original(source, dtype=dtype, device=device), tokenizer, options).eval()
-    model = load_pretrained(files.encoder, CLASSES, dtype=dtype, device=device, quantise=quantise)
+    model = load_pretrained(
+        files.encoder, CLASSES, dtype=dtype, device=device, quantise=quantise, variant=files.variant
+    )
     return T5TextEncoder(model, tokenizer, options).eval()
 
 
@@ -242,10 +247,11 @@ def open_t5(
         there = f"{parent} has no folder {files.tokenizer.name}" if parent.is_dir() else f"there is no folder {parent}"
         raise CheckpointError(there)
     parts = (files.encoder, files.tokenizer)
+    settings = [str(dtype), str(quantise), *([files.variant] if files.variant else [])]
     return CachedTextEncoder(
         lambda: load_t5(files, options, dtype=dtype, device=device, quantise=quantise, layers=layers),
         options,
-        None if cache is None else CacheFolder(cache, lambda: model_identity(parts, cache, str(dtype), str(quantise))),
+        None if cache is None else CacheFolder(cache, lambda: model_identity(parts, cache, *settings)),
         width=files.width,
         device=device,
         after=after,

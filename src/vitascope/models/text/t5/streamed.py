@@ -64,6 +64,7 @@ def open_layers(
     device: torch.device | str = "cpu",
     layers: Layers = WHOLE,
     allow_pickle: bool = False,
+    variant: str = "",
 ) -> Offloaded:
     """The encoder in a folder as transformers writes it, or in a file of Wan's authors, without its weights.
 
@@ -71,7 +72,7 @@ def open_layers(
     the heads of files is read here. Raises CheckpointError where they do not fit, CapabilityError without
     `transformers`.
     """
-    source = open_source(place, allow_pickle=allow_pickle)
+    source = open_source(place, allow_pickle=allow_pickle, variant=variant)
     model, tokens, table = _original(source) if place.is_file() else _folder(place, source)
     model = model.to(dtype).eval().requires_grad_(False)
     model.set_input_embeddings(TokenRows(source, tokens, model.config.d_model, dtype, device))
