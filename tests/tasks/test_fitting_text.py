@@ -19,12 +19,13 @@ from vitascope.models.offload.offloaded import WHOLE, Layers, Offloaded
 from vitascope.models.text.cache import CachedTextEncoder
 from vitascope.models.text.t5.encoder import T5Files, open_t5
 from vitascope.models.text.t5.options import T5Options
-from vitascope.tasks.fitting import Fitted, MemoryLimit, text_cost, with_layers
+from vitascope.tasks.fitting import Fitted, MemoryLimit
 from vitascope.tasks.footprint import Clips
 from vitascope.tasks.load import load_pipeline
 from vitascope.tasks.memory import MemoryPlan
 from vitascope.tasks.pipeline import Pipeline
 from vitascope.tasks.request import GenerateRequest
+from vitascope.tasks.text_cost import text_cost, with_layers
 
 MB = 10**6
 CPU = torch.device("cpu")
@@ -48,7 +49,7 @@ def reading(model: Path, files: T5Files, limit_mb: int, cache: Path | None = Non
     """The tiny model under a limit for models alone, with a T5 that reads the prompts."""
     options = T5Options(max_tokens=max_tokens)
 
-    def open_text(layers: Layers = WHOLE) -> CachedTextEncoder:
+    def open_text(layers: Layers | None = None) -> CachedTextEncoder:
         return open_t5(files, options, cache=cache, dtype=torch.float32, layers=layers)
 
     pipeline = load_pipeline(str(model), "cpu", "fp32", memory=MemoryLimit(held_bytes(CPU) + 10**9))

@@ -21,9 +21,10 @@ from vitascope.core.shapes import ClipFormat
 from vitascope.diffusion.guidance import Guidance
 from vitascope.diffusion.paths import RectifiedFlow
 from vitascope.diffusion.sampling_schedule import SamplingSchedule, ShiftBySize
+from vitascope.models.image.clip.encoder import ENCODER as IMAGE_FOLDER
 from vitascope.models.image.clip.encoder import ClipImageEncoder, load_clip
 from vitascope.models.image.clip.original import load_original
-from vitascope.models.offload.offloaded import WHOLE, Layers
+from vitascope.models.offload.offloaded import Layers
 from vitascope.models.offload.stores import FileStore
 from vitascope.models.parts import Part
 from vitascope.models.published import PUBLISHED
@@ -32,10 +33,11 @@ from vitascope.models.text.t5.encoder import T5Files, open_t5
 from vitascope.models.text.t5.options import T5_OPTIONS, T5Options
 from vitascope.parallel.ranks import Ranks
 from vitascope.tasks.discover import CODEC, DENOISER, IMAGE, INDEX, TEXT, Found, discover
-from vitascope.tasks.fitting import MemoryLimit, OnDemand, fit_published, text_cost, text_device
+from vitascope.tasks.fitting import MemoryLimit, OnDemand, fit_published, text_device
 from vitascope.tasks.original import original_defaults
 from vitascope.tasks.pipeline import Defaults, Pipeline
 from vitascope.tasks.tea import tea_coefficients
+from vitascope.tasks.text_cost import text_cost
 from vitascope.weights.foreign import ForeignConfig, read_object
 from vitascope.weights.sources import open_source
 
@@ -189,7 +191,7 @@ def load_published_pipeline(
     files = _text_files(found, extras)
     reader = device if memory is None else text_device(text_cost(files, kind.text, precision), device, memory)
 
-    def open_text(layers: Layers = WHOLE) -> CachedTextEncoder:
+    def open_text(layers: Layers | None = None) -> CachedTextEncoder:
         opened = open_t5(files, kind.text, cache=extras.text_cache, dtype=precision, device=reader, layers=layers)
         opened.device = device
         return opened
@@ -225,7 +227,8 @@ def load_published_pipeline(
     )
     if memory is None:
         return pipeline
-    return fit_published(pipeline, found.path, files, stores, kind.text, memory, open_text)
+    place = None if pictures is None else found.encoders.get(IMAGE, found.path / IMAGE_FOLDER)
+    return fit_published(pipeline, place, files, stores, kind.text, memory, open_text)
 
 
 def _there(part: Part | None) -> Part:
