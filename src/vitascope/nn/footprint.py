@@ -2,9 +2,8 @@
 
 Every operation is carried out on shapes alone (PyTorch's FakeTensorMode: tensors that say they are on the CPU and hold
 nothing) while the bytes of all live storages are counted. So the count follows the code as it is: which tensors are
-alive together, autocast's copies, views that share memory. What a kernel takes for itself while it runs is not seen,
-but for one: torch's own 3-D convolution on a CPU, which it takes for small inputs, writes out the patches of its input.
-Attention is a fused kernel here, which never holds its scores.
+alive together, autocast's copies, views that share memory. Of what kernels take for themselves while they run, that of
+convolutions on a CPU is counted. Attention is a fused kernel here, which never holds its scores.
 """
 
 from __future__ import annotations
@@ -92,7 +91,7 @@ class _Count(TorchDispatchMode):
             if key not in given:  # else a view of what was there before
                 self._add(key, storage)
         if self._on_cpu and func is torch.ops.aten.convolution.default:
-            self.peak = max(self.peak, self.now + _patch_bytes(out, *args))
+            self.peak = max(self.peak, self.now + _scratch_bytes(out, *args))
         return out
 
     def _add(self, key: int, storage: torch.UntypedStorage) -> None:
@@ -105,11 +104,12 @@ class _Count(TorchDispatchMode):
         self.now -= self._alive.pop(key, 0)
 
 
-def _patch_bytes(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> int:
-    """What a convolution takes beside its result where torch's own 3-D kernel does it: for every place of the result
-    the patch that it is made of, and input and result in another order. 0 for all other kernels."""
+def _scratch_bytes(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> int:
+    """What a convolution on a CPU takes beside its result. oneDNN's packs the weights in two steps. torch's own, which
+    it takes for small inputs, writes out the patch that each place of a 3-D result is made of, and puts both sides
+    in another order."""
     # sizes, not values, say which kernel is taken
     if torch._C._select_conv_backend(x, weight, bias, *rest) != torch._C._ConvBackend.Slow3d:
-        return 0
+        return 2 * weight.numel() * weight.element_size()
     patches = weight[0].numel() * len(out) * prod(out.shape[2:])
     return (patches + x.numel() + out.numel()) * x.element_size()

@@ -182,6 +182,7 @@ class Fitted:
     def _settle(self) -> int:
         """The room there is now, where no model is in it."""
         if not any(part.present for part in self.parts.values()):
+            gc.collect()  # models without values refer to themselves
             release_freed_memory()
             self._start = max(self._start, held_bytes(self.device))
         return self.room

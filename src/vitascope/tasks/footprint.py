@@ -237,8 +237,10 @@ class PipelineCosts:
         return self.parts[name].device_bytes(IN_TURN) if name in self.parts else 0
 
     def _packed(self, name: str) -> int:
-        """What kernels take, with twice the largest convolution's: it is packed anew for a call."""
-        return self._kernels + (2 * self.parts[name].largest_bytes() if name in self.parts else 0)
+        """What kernels take: on a CPU that of convolutions is counted where they run, else it is twice the largest
+        one's weights."""
+        there = name in self.parts and self.pipeline.device.type != "cpu"
+        return self._kernels + (2 * self.parts[name].largest_bytes() if there else 0)
 
     def _words(self) -> TextContext:
         config: Any = getattr(self.pipeline.denoiser, "config", None)
