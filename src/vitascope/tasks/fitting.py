@@ -159,8 +159,9 @@ class Fitted:
 
     def _encoder(self, pipeline: Pipeline, layers: Layers) -> TextEncoder:
         """The encoder with its layers kept that way, where they are read from its files."""
-        from_files = self._open_text is not None and self._text is not None and self._text.held is not None
-        return self._open_text(layers) if from_files and self._open_text is not None else pipeline.text_encoder
+        if self._open_text is None or self._text is None or self._text.held is None:
+            return pipeline.text_encoder
+        return self._open_text(layers)
 
     def _costs(self, pipeline: Pipeline, clips: Clips) -> PipelineCosts:
         return PipelineCosts(pipeline, self.parts, clips, self._text, self._image_bytes, self._exact_storages)
@@ -191,6 +192,7 @@ class Fitted:
     def at_work(self, part: str, stage: str) -> Iterator[None]:
         """A block in which a part is on the device and, unless all stay together, no other; measured as `stage`."""
         together = self._plan is not None and self._plan.together
+        self._leave(part, together)
         with PeakMemory(self.device) as peak:
             self._bring(part, together)
             self._working.append(part)
@@ -210,11 +212,14 @@ class Fitted:
         for part in self.parts.values():
             part.away()
 
+    def _leave(self, name: str, together: bool) -> None:
+        """Take the weights of all other parts away, unless all stay."""
+        for other, part in self.parts.items():
+            if other != name and part.present and not together:
+                part.away()
+
     def _bring(self, name: str, together: bool) -> None:
-        if not together:
-            for other, part in self.parts.items():
-                if other != name and part.present:
-                    part.away()
+        self._leave(name, together)
         if name in self.parts:
             self.parts[name].bring()
 
