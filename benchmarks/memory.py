@@ -18,7 +18,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -270,9 +270,8 @@ def limits_of(run: Callable[[int, bool], dict[str, Any]]) -> dict[str, int]:
     return {"whole": whole, "middle": (whole + least) // 2, "least": least}
 
 
-def measure(name: str, device: str, lossy: bool, places: list[str]) -> list[dict[str, Any]]:
-    """The rows of a case."""
-    rows = []
+def measure(name: str, device: str, lossy: bool, places: list[str]) -> Iterator[dict[str, Any]]:
+    """The rows of a case, as they come."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         CASES[name].write(folder)
@@ -288,9 +287,7 @@ def measure(name: str, device: str, lossy: bool, places: list[str]) -> list[dict
 
         for at, limit in limits_of(run).items():
             if at in places:
-                rows.append({"case": name, "at": at, **run(limit, False)})
-                print(json.dumps(rows[-1], indent=1), flush=True)
-    return rows
+                yield {"case": name, "at": at, **run(limit, False)}
 
 
 def main() -> None:
@@ -307,11 +304,10 @@ def main() -> None:
         name, folder, limit = arguments.point
         print(json.dumps(point(CASES[name], Path(folder), device, int(limit), arguments.lossy, arguments.dry)))
         return
-    rows: list[dict[str, Any]] = []
     for name in arguments.only:
-        rows += measure(name, arguments.device, arguments.lossy, arguments.at)
-    rows = [{**row, "commit": machine(device)["commit"]} for row in rows]
-    write_results("memory", device, [*earlier_rows("memory", rows, "case", "at"), *rows])
+        for row in measure(name, arguments.device, arguments.lossy, arguments.at):
+            rows = [{**row, "commit": machine(device)["commit"]}]
+            write_results("memory", device, [*earlier_rows("memory", rows, "case", "at"), *rows])
 
 
 if __name__ == "__main__":

@@ -108,8 +108,9 @@ def _scratch_bytes(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, 
     """What a convolution on a CPU takes beside its result. oneDNN's packs the weights in two steps. torch's own, which
     it takes for small inputs, writes out the patch that each place of a 3-D result is made of, and puts both sides
     in another order."""
+    library: Any = torch._C
     # sizes, not values, say which kernel is taken
-    if torch._C._select_conv_backend(x, weight, bias, *rest) != torch._C._ConvBackend.Slow3d:
+    if library._select_conv_backend(x, weight, bias, *rest) != library._ConvBackend.Slow3d:
         return 2 * weight.numel() * weight.element_size()
     patches = weight[0].numel() * len(out) * prod(out.shape[2:])
     return (patches + x.numel() + out.numel()) * x.element_size()
