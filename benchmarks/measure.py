@@ -116,6 +116,14 @@ def write_results(name: str, device: torch.device, rows: list[dict[str, Any]], *
     return path
 
 
+def earlier_rows(name: str, rows: list[dict[str, Any]], *keys: str) -> list[dict[str, Any]]:
+    """The rows that results hold already, without those that `rows` measure anew (the same values of `keys`)."""
+    path = RESULTS / f"{name}.json"
+    anew = {tuple(row.get(key) for key in keys) for row in rows}
+    known = json.loads(path.read_text())["rows"] if path.is_file() else []
+    return [row for row in known if tuple(row.get(key) for key in keys) not in anew]
+
+
 def _short(value: Any) -> str:
     if isinstance(value, Timing):
         return f"{value.median_s * 1000:.1f} ms (p95 {value.p95_s * 1000:.1f})"

@@ -58,3 +58,15 @@ def test_attention_does_not_hold_its_scores() -> None:
         found = footprint(lambda: nn.functional.scaled_dot_product_attention(q, q, q))
     scores = 4 * 8192 * 8192 * 4
     assert found.peak < scores / 50
+
+
+def test_what_convolutions_take_for_themselves_is_counted_where_a_cpu_does_them() -> None:
+    with without_values():
+        layer = nn.Conv3d(16, 32, (3, 3, 3), padding=(0, 1, 1))
+        # torch takes its own kernel where channels, frames and rows make 20,480 at most
+        small, large = (torch.zeros(1, 16, 6, rows, 64) for rows in (64, 256))
+        kept = 32 * 4 * 64 * 64 * 4
+        patches = 16 * 27 * 4 * 64 * 64 * 4
+        assert footprint(lambda: layer(small)).peak == patches + 16 * 6 * 64 * 64 * 4 + 2 * kept
+        assert footprint(lambda: layer(large)).peak == 4 * kept + 2 * 32 * 16 * 27 * 4
+        assert footprint(lambda: layer(small), "cuda").peak == kept

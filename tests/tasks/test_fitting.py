@@ -27,13 +27,14 @@ from vitascope.models.offload.stores import FileStore, same_names
 from vitascope.models.wan.config import WanConfig
 from vitascope.models.wan.model import WanDenoiser
 from vitascope.tasks.fitting import Fitted, MemoryLimit, OnDemand, clips_of, fit_parts, text_device
-from vitascope.tasks.footprint import Clips, PipelineCosts, TextCost
+from vitascope.tasks.footprint import Clips, PipelineCosts
 from vitascope.tasks.generate import generate
 from vitascope.tasks.load import load_pipeline
 from vitascope.tasks.memory import MemoryPlan
 from vitascope.tasks.pipeline import Defaults, Pipeline
 from vitascope.tasks.preview import preview_frames
 from vitascope.tasks.request import GenerateRequest, Given, Keyframe, Shot
+from vitascope.tasks.text_cost import TextCost
 from vitascope.weights.checkpoint import save_checkpoint
 from vitascope.weights.sources import open_source
 
@@ -156,13 +157,13 @@ def test_what_is_held_from_step_to_step_makes_the_prediction_higher(weights: Pat
     beside = PipelineCosts(pipeline, parts, Clips(FORMAT, beside=2)).denoise(True)
     assert beside > plain
     request = replace(REQUEST, step_cache=StepCaching("tea"), stg_scale=1.0, stg_layers=(2,), stg_by="block")
-    assert clips_of(pipeline, [request], True) == Clips(FORMAT, step_cache="tea", perturbed="block")
+    assert clips_of(pipeline, [request], True) == Clips(FORMAT, longest=10, step_cache="tea", perturbed="block")
     own = replace(pipeline.defaults, guidance=Guidance(5.0, perturbed=1.0, perturbed_layers=(1,)), keyframes="beside")
     later = replace(pipeline, defaults=own)
     picture = torch.zeros(3, 8, 8, dtype=torch.uint8)
     given = Given((Keyframe(0.0, picture), Keyframe(0.25, picture)), shots=(Shot(0.0, torch.zeros(5, 3, 8, 8)),))
     clips = clips_of(later, [REQUEST, replace(REQUEST, given=given)], True)
-    assert clips == Clips(FORMAT, 2, encoded_frames=5, beside=1, perturbed="attention")
+    assert clips == Clips(FORMAT, 2, longest=10, encoded_frames=5, beside=1, perturbed="attention")
     assert clips_of(later, [replace(REQUEST, stg_scale=0.0)], True).perturbed is None
 
 
@@ -241,10 +242,17 @@ def test_our_own_pipelines_keep_a_limit_too(tiny_model: Path, pipeline: Pipeline
 def test_what_a_request_takes_is_read_from_it(pipeline: Pipeline) -> None:
     fmt, picture = pipeline.defaults.clip, torch.zeros(3, 8, 8, dtype=torch.uint8)
     plain = GenerateRequest("a ball", format=fmt)
-    assert clips_of(pipeline, [plain, plain], True) == Clips(fmt, 2)
-    shown = replace(plain, given=Given((Keyframe(0.0, picture),)))
+    assert clips_of(pipeline, [plain, plain], True) == Clips(fmt, 2, longest=6)
+    worded = replace(plain, negative_prompt="größer als ein Ball")
+    assert [clips_of(pipeline, [worded], guided).longest for guided in (True, False)] == [21, 6]
     stride = pipeline.video_codec.strides.time
-    assert clips_of(pipeline, [shown], False) == Clips(fmt, 1, False, encoded_frames=1 + stride)
+    # what stands for a latent frame after the first is shown for as long as it lasts
+    for time_s, frames in ((0.0, 1), (4 / fmt.fps, 1 + stride)):
+        shown = replace(plain, given=Given((Keyframe(time_s, picture),)))
+        assert clips_of(pipeline, [shown], False) == Clips(fmt, 1, False, longest=6, encoded_frames=frames)
+    assert clips_of(
+        replace(pipeline, defaults=replace(pipeline.defaults, keyframes="beside")), [shown], False
+    ) == Clips(fmt, 1, False, longest=6, encoded_frames=1, beside=1)
     video = replace(plain, given=Given(video=torch.zeros(fmt.num_frames, 3, 8, 8)))
     assert clips_of(pipeline, [video], False).encoded_frames == fmt.num_frames
     moved = replace(plain, given=Given(camera=torch.zeros(fmt.num_frames, 7)))
@@ -257,7 +265,35 @@ def test_prompts_are_read_on_the_cpu_where_their_encoder_would_fill_the_gpu() ->
     assert text_device(text, gpu, MemoryLimit(10_000 * MB)) == CPU
     assert text_device(text, CPU, MemoryLimit(100 * MB)) == CPU
     # scores of 64 heads of 512 tokens for two prompts, in fp32, are the most of it
-    assert 4 * 64 * 512**2 * 4 < text.working(2, 2) < 1000 * MB
+    assert 4 * 64 * 512**2 * 4 < text.working(2, None, torch.bfloat16) < 1000 * MB
+
+
+def test_the_least_that_is_named_counts_what_planning_left_behind(weights: Path) -> None:
+    memory, left, rooms = kept(limited(weights, 1000)), [], list[int]()
+
+    def choose(room: int) -> MemoryPlan:
+        rooms.append(room)
+        if len(rooms) == 1:
+            left.append(bytearray(b"1" * (50 * MB)))
+        raise InputError("too little")
+
+    with pytest.raises(InputError, match="too little"):
+        memory._settled(choose)
+    assert len(rooms) == 2
+    assert rooms[1] < rooms[0] - 45 * MB
+
+
+def test_weights_of_an_image_encoder_are_memory_of_its_own() -> None:
+    class Pictures(nn.Linear):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            used.append(self.weight.data_ptr())
+            return super().forward(input)
+
+    encoder, used = Pictures(4, 4), list[int]()
+    mapped, expected = encoder.weight.data_ptr(), encoder.weight.sum().item()
+    assert torch.equal(OnDemand(lambda: encoder)(torch.zeros(1, 4))[0], encoder.bias)
+    assert used[0] != mapped
+    assert encoder.weight.sum().item() == expected
 
 
 def test_an_image_encoder_is_loaded_for_each_call_and_let_go() -> None:

@@ -70,6 +70,9 @@ class Words:
         rows = [torch.randn((5, 16), generator=torch.Generator().manual_seed(len(prompt))) for prompt in prompts]
         return TextContext(torch.stack(rows), torch.ones(len(prompts), 5, dtype=torch.bool))
 
+    def missing(self, prompts: Sequence[str]) -> list[str]:
+        return list(prompts)
+
     def fill(self, prompts: Sequence[str]) -> None:
         self.asked += [f"fill {prompt}" for prompt in prompts]
 

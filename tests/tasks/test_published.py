@@ -131,6 +131,9 @@ CASES = {
     "wan, one step, no shift": Case(
         WanPipeline, "umt5", unipc(1.0), wan_transformer, wan_codec, ClipFormat(16, 32, 8.0, 5), 1
     ),
+    "wan, which reads T5": Case(
+        WanPipeline, "t5", unipc(2.0), wan_transformer, wan_codec, ClipFormat(32, 16, 8.0, 5), 2
+    ),
     "wan image": Case(
         WanImageToVideoPipeline, "umt5", unipc(3.0), lambda: image_transformer(None), wan_codec,
         ClipFormat(48, 32, 16.0, 9), 3,
@@ -383,7 +386,7 @@ def change(path: Path, **values: Any) -> None:
         (
             "model_index.json",
             {"transformer_2": ["diffusers", "WanTransformer3DModel"]},
-            "not known: transformer_2; valid",
+            "with transformer_2 is not known; known parts: transformer",
         ),
         ("model_index.json", {"boundary_ratio": 0.9}, "boundary_ratio is 0.9; only None"),
         ("model_index.json", {"expand_timesteps": True}, "expand_timesteps is True; only False"),

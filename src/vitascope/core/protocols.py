@@ -177,9 +177,13 @@ class AudioCodec(Protocol):
 
 @runtime_checkable
 class KeepsTexts(Protocol):
-    """A text encoder that keeps what it made: told of all prompts of a job at first, it is loaded once for them."""
+    """A text encoder that keeps what it made: told of all prompts of a job at first, it is loaded once for them.
+
+    missing: those of some prompts that it would have to be loaded for.
+    """
 
     def fill(self, prompts: Sequence[str]) -> None: ...
+    def missing(self, prompts: Sequence[str]) -> list[str]: ...
 
 
 class ImageEncoder(Protocol):

@@ -7,7 +7,6 @@ dependency, imported when a model is loaded.
 from __future__ import annotations
 
 import re
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,9 +27,6 @@ from vitascope.weights.streaming import check_kind
 
 _UNUSED = re.compile(r"decoder\.|lm_head\.|visual_projection\.|.*\.position_ids$")
 """Weights that lie beside an encoder's in checkpoints of the whole model, and that an encoder has no use for."""
-
-_IMPORT_BYTES = 290 << 20
-"""Measured with transformers 5: its modules, and those of an encoder."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +78,11 @@ def transformers(purpose: str) -> Any:
         ) from error
 
 
-def import_bytes() -> int:
-    """What `transformers` takes of the machine's memory when a model is loaded for the first time; 0 after it."""
-    known = any(name.startswith("transformers.models.") and ".modeling_" in name for name in sys.modules)
-    return 0 if known else _IMPORT_BYTES
+def import_pretrained(classes: Mapping[str, str]) -> None:
+    """Import the code of models, by their names in `transformers` (the values). Raises CapabilityError without it."""
+    library = transformers("encoders of public models")
+    for name in classes.values():
+        getattr(library, name)
 
 
 def is_unused(name: str) -> bool:

@@ -2,8 +2,8 @@
 
 Every operation is carried out on shapes alone (PyTorch's FakeTensorMode: tensors that say they are on the CPU and hold
 nothing) while the bytes of all live storages are counted. So the count follows the code as it is: which tensors are
-alive together, autocast's copies, views that share memory. What a kernel takes for itself while it runs is not seen;
-attention is a fused kernel here, which never holds its scores.
+alive together, autocast's copies, views that share memory. Of what kernels take for themselves while they run, that of
+convolutions on a CPU is counted. Attention is a fused kernel here, which never holds its scores.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -65,9 +66,9 @@ def hollow(build: Callable[[], nn.Module], like: Mapping[str, Tensor]) -> nn.Mod
     return module
 
 
-def footprint(run: Callable[[], object]) -> Footprint:
-    """Of `run`, to be called in `without_values`; what was there before it is not counted."""
-    with _Count() as count:
+def footprint(run: Callable[[], object], device_type: str = "cpu") -> Footprint:
+    """Of `run` on such a device, to be called in `without_values`; what was there before it is not counted."""
+    with _Count(device_type == "cpu") as count:
         result = run()
         kept = count.now
         del result
@@ -77,9 +78,10 @@ def footprint(run: Callable[[], object]) -> Footprint:
 class _Count(TorchDispatchMode):
     """Bytes of the storages that operations made and that are still alive."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_cpu: bool) -> None:
         super().__init__()
         self.now = self.peak = 0
+        self._on_cpu = on_cpu
         self._alive: dict[int, int] = {}
 
     def __torch_dispatch__(
@@ -99,6 +101,8 @@ class _Count(TorchDispatchMode):
                 given = {leaf.untyped_storage()._cdata for leaf in leaves if isinstance(leaf, Tensor)}
             if key not in given:  # else a view of what was there before
                 self._add(key, storage)
+        if self._on_cpu and func is torch.ops.aten.convolution.default:
+            self.peak = max(self.peak, self.now + _scratch_bytes(out, *args))
         return out
 
     def _add(self, key: int, storage: torch.UntypedStorage) -> None:
@@ -109,3 +113,15 @@ class _Count(TorchDispatchMode):
 
     def _remove(self, key: int) -> None:
         self.now -= self._alive.pop(key, 0)
+
+
+def _scratch_bytes(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> int:
+    """What a convolution on a CPU takes beside its result. oneDNN's packs the weights in two steps. torch's own, which
+    it takes for small inputs, writes out the patch that each place of a 3-D result is made of, and puts both sides
+    in another order."""
+    library: Any = torch._C
+    # sizes, not values, say which kernel is taken
+    if library._select_conv_backend(x, weight, bias, *rest) != library._ConvBackend.Slow3d:
+        return 2 * weight.numel() * weight.element_size()
+    patches = weight[0].numel() * len(out) * prod(out.shape[2:])
+    return (patches + x.numel() + out.numel()) * x.element_size()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
-from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,30 +16,26 @@ from vitascope.core.errors import InputError
 from vitascope.core.freed_memory import release_freed_memory
 from vitascope.core.memory import PeakMemory, available_bytes, format_bytes, held_bytes
 from vitascope.core.protocols import ImageEncoder, KeepsTexts, TextEncoder
+from vitascope.models.image.clip.encoder import CLASSES
 from vitascope.models.lora import updates_of
 from vitascope.models.offload.merged import with_updates
 from vitascope.models.offload.offloaded import IN_TURN, WHOLE, Layers, Offloaded
 from vitascope.models.offload.stores import FileStore, KeptStore, Store
-from vitascope.models.parts import close
-from vitascope.models.pretrained import is_unused, variant_there
+from vitascope.models.pretrained import import_pretrained
 from vitascope.models.text.t5.encoder import PROMPTS_AT_ONCE, T5Files
 from vitascope.models.text.t5.options import T5Options
-from vitascope.models.text.t5.streamed import TABLES, open_layers
 from vitascope.nn.storage import Storage
-from vitascope.tasks.footprint import Clips, PipelineCosts, TextCost
+from vitascope.tasks.footprint import Clips, PipelineCosts
 from vitascope.tasks.known import num_beside
 from vitascope.tasks.memory import MemoryPlan, MemoryUse, StagePeak, check_fits, choose_plan, choose_text
 from vitascope.tasks.pipeline import Pipeline
 from vitascope.tasks.request import GenerateRequest
+from vitascope.tasks.text_cost import TextCost, image_bytes, text_cost, with_layers
 from vitascope.weights.lora import Lora
-from vitascope.weights.sources import open_source
 
 T = TypeVar("T")
 SETTLED_BYTES = 4 << 20
 """A process that grows by less while nothing is made in it has come to rest."""
-TOKENIZER_SHARES = {"tokenizer.json": 30, "spiece.model": 100}
-"""What a tokeniser takes in memory, as times of its file, whichever of them is there first: of 32 thousand and 256
-thousand words, 61 MB and 438 MB were measured with tokenizer.json of 2.05 MB and 16.5 MB."""
 HOST_SHARE = 0.7
 """Of the machine's free memory that may hold weights on their way to a GPU; what is larger stays in its files."""
 
@@ -82,8 +77,9 @@ class Fitted:
         self._working: list[str] = []
         self._start = held_bytes(device)
         self._measured: dict[str, int] = {}
-        self._ahead: dict[str, int] = {}
+        self._ahead: tuple[StagePeak, Layers, int] | None = None
         self._plan: MemoryPlan | None = None
+        self._shown: MemoryPlan | None = None
         if self.room <= 0:
             before = format_bytes(self._start)
             raise InputError(f"memory {format_bytes(limit.num_bytes)} is too little: {before} are taken before a model")
@@ -96,7 +92,7 @@ class Fitted:
     @property
     def use(self) -> MemoryUse | None:
         """Of the clips made last."""
-        return None if self._plan is None else MemoryUse(self._plan, dict(self._measured))
+        return None if self._shown is None else MemoryUse(self._shown, dict(self._measured))
 
     def fit(self, pipeline: Pipeline, requests: Sequence[GenerateRequest], guided: bool) -> Pipeline:
         """The pipeline as it should make these clips. Raises InputError where no plan keeps the limit."""
@@ -107,13 +103,17 @@ class Fitted:
                 lambda room: choose_plan(costs, room, taken=self._start, lossy=self.limit.lossy)
             )
         plan = self._plans[clips]
+        self._measured, self._shown = {}, plan
+        if self._ahead is not None:
+            stage, layers, self._measured["text"] = self._ahead
+            self._shown, self._ahead = _read_ahead(plan, stage, layers), None
         if plan is not self._plan:
-            self.limit.on_plan(plan)
+            self.limit.on_plan(self._shown)
             for name, part in self.parts.items():
                 part.change(plan.denoising.layers if name == "denoiser" else WHOLE if plan.together else IN_TURN)
                 if plan.together:
                     part.bring()
-        self._plan, self._measured, self._ahead = plan, self._ahead, {}
+        self._plan = plan
         most = None if plan.denoising.branches_together else len(requests)
         text = self._encoder(pipeline, plan.text)
         return replace(pipeline, text_encoder=text, decoding=plan.decoding, max_clips=most)
@@ -123,11 +123,15 @@ class Fitted:
         Raises InputError where not even one does."""
         if not isinstance(pipeline.text_encoder, KeepsTexts):
             return
+        prompts = pipeline.text_encoder.missing(prompts)
+        if not prompts:
+            return
         count, step = min(len(prompts), PROMPTS_AT_ONCE), len(prompts)
-        layers, stage = self._text_of(pipeline, count)
+        longest = _longest(prompts)
+        layers, stage = self._text_of(pipeline, count, longest)
         while stage is not None and stage.total > self.room and count > 1:
             count = step = count // 2
-            layers, stage = self._text_of(pipeline, count)
+            layers, stage = self._text_of(pipeline, count, longest)
         if stage is not None:
             check_fits(stage, self.room, self._start)
         encoder = self._encoder(pipeline, layers)
@@ -135,7 +139,8 @@ class Fitted:
         with self.at_work("text_encoder", "text"):
             for start in range(0, len(prompts), step):
                 encoder.fill(prompts[start : start + step])
-        self._ahead = {"text": self._measured.pop("text", 0)}
+        measured = self._measured.pop("text", 0)
+        self._ahead = None if stage is None else (stage, layers, measured)
 
     def merge(self, loras: Sequence[tuple[Lora, float]]) -> None:
         """Merge LoRAs, each times its scale, into the denoiser's weights when they are read, for good. Raises
@@ -146,34 +151,48 @@ class Fitted:
         part.store = with_updates(part.store, part.module, updates)
         self._exact_storages = ()  # the sums are no numbers of bf16 any more
         self._plans.clear()
-        self._plan = None
+        self._plan = self._shown = None
 
-    def _text_of(self, pipeline: Pipeline, count: int) -> tuple[Layers, StagePeak | None]:
-        costs = self._costs(pipeline, Clips(pipeline.defaults.clip, count, guided=False))
+    def _text_of(self, pipeline: Pipeline, count: int, longest: int) -> tuple[Layers, StagePeak | None]:
+        costs = self._costs(pipeline, Clips(pipeline.defaults.clip, count, guided=False, longest=longest))
         return self._settled(lambda room: choose_text(costs, room))
 
     def _encoder(self, pipeline: Pipeline, layers: Layers) -> TextEncoder:
-        return pipeline.text_encoder if layers == WHOLE or self._open_text is None else self._open_text(layers)
+        """The encoder with its layers kept that way, where they are read from its files."""
+        if self._open_text is None or self._text is None or self._text.held is None:
+            return pipeline.text_encoder
+        return self._open_text(layers)
 
     def _costs(self, pipeline: Pipeline, clips: Clips) -> PipelineCosts:
         return PipelineCosts(pipeline, self.parts, clips, self._text, self._image_bytes, self._exact_storages)
 
     def _settled(self, choose: Callable[[int], T]) -> T:
         """What is chosen for the room there is; what finding it out has left behind in the process is not the models'
-        to use."""
+        to use. Raises InputError, which says the least that will do, where nothing fits."""
         while True:
             before = self.room
-            chosen = choose(before)
-            if not any(part.present for part in self.parts.values()):
-                release_freed_memory()
-                self._start = max(self._start, held_bytes(self.device))
-            if self.room >= before - SETTLED_BYTES:
-                return chosen
+            try:
+                chosen = choose(before)
+            except InputError:
+                if self._settle() >= before - SETTLED_BYTES:
+                    raise
+            else:
+                if self._settle() >= before - SETTLED_BYTES:
+                    return chosen
+
+    def _settle(self) -> int:
+        """The room there is now, where no model is in it."""
+        if not any(part.present for part in self.parts.values()):
+            gc.collect()  # models without values refer to themselves
+            release_freed_memory()
+            self._start = max(self._start, held_bytes(self.device))
+        return self.room
 
     @contextmanager
     def at_work(self, part: str, stage: str) -> Iterator[None]:
         """A block in which a part is on the device and, unless all stay together, no other; measured as `stage`."""
         together = self._plan is not None and self._plan.together
+        self._leave(part, together)
         with PeakMemory(self.device) as peak:
             self._bring(part, together)
             self._working.append(part)
@@ -181,6 +200,8 @@ class Fitted:
                 yield
             finally:
                 self._working.pop()
+                if part not in self.parts and self.device.type == "cpu":
+                    release_freed_memory()  # such as what a tokeniser was made of
                 if self._working:
                     self._bring(self._working[-1], together)
         found = max(0, peak.start + peak.growth - self._start)
@@ -191,11 +212,14 @@ class Fitted:
         for part in self.parts.values():
             part.away()
 
+    def _leave(self, name: str, together: bool) -> None:
+        """Take the weights of all other parts away, unless all stay."""
+        for other, part in self.parts.items():
+            if other != name and part.present and not together:
+                part.away()
+
     def _bring(self, name: str, together: bool) -> None:
-        if not together:
-            for other, part in self.parts.items():
-                if other != name and part.present:
-                    part.away()
+        self._leave(name, together)
         if name in self.parts:
             self.parts[name].bring()
 
@@ -207,7 +231,27 @@ class OnDemand:
         self._load = load
 
     def __call__(self, pictures: Tensor) -> Tensor:
-        return self._load()(pictures)
+        encoder = self._load()
+        try:
+            if isinstance(encoder, nn.Module):
+                encoder._apply(torch.clone)  # weights may be pages of their file, which no limit counts
+            return encoder(pictures)
+        finally:
+            del encoder
+            gc.collect()  # its parts may refer to each other
+
+
+def _longest(prompts: Sequence[str]) -> int:
+    """In bytes."""
+    return max(len(prompt.encode("utf-8", "replace")) for prompt in prompts)
+
+
+def _read_ahead(plan: MemoryPlan, stage: StagePeak, layers: Layers) -> MemoryPlan:
+    """The plan with what was planned for prompts that were read before."""
+    own = next((other for other in plan.stages if other.name == stage.name), None)
+    if own is None or own.total >= stage.total:
+        return plan
+    return replace(plan, stages=tuple(stage if other is own else other for other in plan.stages), text=layers)
 
 
 def clips_of(pipeline: Pipeline, requests: Sequence[GenerateRequest], guided: bool) -> Clips:
@@ -215,18 +259,28 @@ def clips_of(pipeline: Pipeline, requests: Sequence[GenerateRequest], guided: bo
     first, own = requests[0], pipeline.defaults.guidance
     stride, frames = pipeline.video_codec.strides.time, 0
     perturbed = own.perturbed if first.stg_scale is None else first.stg_scale
+    read, prompts = None, [request.prompt for request in requests]
+    prompts += [request.negative_prompt for request in requests] if guided else []
+    if isinstance(pipeline.text_encoder, KeepsTexts):
+        read = len(pipeline.text_encoder.missing(prompts))
     for given in (request.given for request in requests):
         if given.video is not None or pipeline.denoiser.capabilities.condition_channels:
             frames = first.format.num_frames
-        elif given.past is not None:
+            continue
+        if given.past is not None:
             frames = max(frames, len(given.past))
-        elif given.keyframes:
-            frames = max(frames, 1 + stride)
+        if given.keyframes:
+            # a latent frame after the first holds several: a picture in its place stands still for them
+            inside = pipeline.defaults.keyframes != "beside"
+            later = inside and any(round(shown.time_s * first.format.fps) for shown in given.keyframes)
+            frames = max(frames, 1 + stride * later)
         frames = max(frames, *(len(shot.frames) for shot in given.shots), 0)
     return Clips(
         first.format,
         len(requests),
         guided,
+        read,
+        _longest(prompts),
         first.given.camera is not None,
         frames,
         max(num_beside(pipeline, first.format, request.given) for request in requests),
@@ -246,21 +300,24 @@ def fit_parts(pipeline: Pipeline, stores: Mapping[str, FileStore], limit: Memory
 
 def fit_published(
     pipeline: Pipeline,
-    folder: Path,
+    pictures: Path | None,
     texts: T5Files,
     stores: Mapping[str, FileStore],
     options: T5Options,
     limit: MemoryLimit,
     open_text: Callable[[Layers], TextEncoder],
 ) -> Pipeline:
-    """`fit_parts` of a public model, with what its encoders of texts and pictures take. open_text: `Fitted`."""
+    """`fit_parts` of a public model, with what its encoders of texts and pictures take. pictures: where the latter is,
+    if there is one. open_text: `Fitted`."""
     exact: tuple[Storage, ...] = ()
     source = stores["denoiser"].source
     if pipeline.precision == torch.float32:
         kinds = {source.info(name).dtype for name in source.names()}
         exact = ("bf16",) if kinds == {torch.bfloat16} else ()
-    pictures = folder / "image_encoder"
-    image = 4 * _num_values(pictures, texts.variant) if pipeline.image_encoder is not None and pictures.is_dir() else 0
+    image = 0
+    if pictures is not None:
+        import_pretrained(CLASSES)  # what its code takes is there before what is left to models is counted
+        image = image_bytes(pictures, texts.variant)
     text = text_cost(texts, options, pipeline.precision)
     if text_device(text, pipeline.device, limit) != pipeline.device:
         text = TextCost(0, text.tokens, 0, 0, 0)  # nothing of it is on the device
@@ -270,42 +327,10 @@ def fit_published(
     return fit_parts(pipeline, stores, limit, text=text, **more)
 
 
-def text_cost(files: T5Files, options: T5Options, dtype: torch.dtype) -> TextCost:
-    """Of a T5 encoder."""
-    width, hidden, heads = files.sizes
-    return TextCost(
-        _num_values(files.encoder, files.variant) * dtype.itemsize, options.max_tokens, width, hidden, heads
-    )
-
-
-def with_layers(text: TextCost, files: T5Files, dtype: torch.dtype) -> TextCost:
-    """The cost of an encoder whose layers may come from its files on a CPU, in whose memory its tokeniser is too."""
-
-    def held() -> Offloaded:
-        return open_layers(files.encoder, dtype=dtype, allow_pickle=files.allow_pickle, variant=files.variant)
-
-    names = [file.name for file in files.tokenizer.glob("*")] if files.tokenizer.is_dir() else []
-    known = [name for name in TOKENIZER_SHARES if name in names]
-    size = (files.tokenizer / known[0]).stat().st_size * TOKENIZER_SHARES[known[0]] if known else 0
-    return replace(text, tokenizer=size, held=cache(held))
-
-
 def text_device(text: TextCost, device: torch.device, limit: MemoryLimit) -> torch.device:
     """Where prompts are read: on the CPU where the encoder alone would take the GPU's limit."""
-    fits = text.weights + text.working(2, 4) < limit.num_bytes
+    fits = text.weights + text.working(2, None, torch.float32) < limit.num_bytes
     return device if fits or device.type == "cpu" else torch.device("cpu")
-
-
-def _num_values(place: Path, variant: str) -> int:
-    """Numbers in the weights of an encoder, without those of a decoder beside it."""
-    # a file of the authors was allowed when it was found
-    source = open_source(place, allow_pickle=True, variant=variant_there(place, variant))
-    names = [name for name in source.names() if not is_unused(name)]
-    if set(TABLES) <= set(names):
-        names.remove(TABLES[1])  # the same once more
-    num_values = sum(prod(source.info(name).shape) for name in names)
-    close(source)
-    return num_values
 
 
 def _near(store: FileStore, module: nn.Module, device: torch.device) -> Store:

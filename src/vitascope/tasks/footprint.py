@@ -4,7 +4,7 @@ tensors without values (`nn.footprint`). No weights are needed for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -21,13 +21,13 @@ from vitascope.core.tracks import AUDIO, VIDEO, TextContext, Track
 from vitascope.diffusion.guidance import Guidance, GuidedDenoiser, Perturbation, busy_values
 from vitascope.models.codecs.decoding import AS_IT_IS, Decoding, Streams, Tiles, decode_frames
 from vitascope.models.offload.offloaded import IN_TURN, WHOLE, Layers, Offloaded, WeightBytes
-from vitascope.models.pretrained import import_bytes
 from vitascope.models.text.t5.encoder import PROMPTS_AT_ONCE
 from vitascope.nn.footprint import Footprint, footprint, hollow, without_values
 from vitascope.nn.storage import Storage
 from vitascope.nn.tiling import Tiling
 from vitascope.tasks.memory import StagePeak
 from vitascope.tasks.pipeline import Pipeline
+from vitascope.tasks.text_cost import TextCost
 
 STEADY_FRAMES = 6
 """Latent frames, at least, after which a codec that goes chunk by chunk holds no more than before."""
@@ -40,42 +40,21 @@ TILES = (48, 32, 24, 16, 12, 8)
 
 
 @dataclass(frozen=True)
-class TextCost:
-    """A text encoder that comes for the prompts and goes again: its weights, and the sizes that its work follows from.
-
-    tokens: most of a prompt; width, hidden, heads: of its layers. tokenizer: bytes of what turns text to tokens, in the
-    same memory. held: its weights where they can come layer by layer, asked for when they must.
-    """
-
-    weights: int
-    tokens: int
-    width: int
-    hidden: int
-    heads: int
-    tokenizer: int = 0
-    held: Callable[[], Offloaded] | None = None
-
-    def working(self, num_prompts: int, bytes_each: int) -> int:
-        """Alive at once in a layer: the states and a normalised copy, queries, keys and values, the gated units of the
-        feed-forward, and the bias of the positions for every pair of tokens, once for all and once for the batch."""
-        rows = num_prompts * self.tokens
-        states = rows * (6 * self.width + 3 * self.hidden) * max(bytes_each, 4)
-        pairs = (2 + 2 * num_prompts) * self.heads * self.tokens**2 * max(bytes_each, 4)
-        return states + pairs
-
-
-@dataclass(frozen=True)
 class Clips:
     """What is made: clips of one format, and what of it follows from the request.
 
-    guided: with an unconditional half. encoded_frames: frames that the codec reads at a time, 0 for none. beside:
-    latent frames that stand beside those of the clip. step_cache: the kind of one, if there is one. perturbed: how
-    layers are disabled for a branch of guidance, if there is such a branch.
+    guided: with an unconditional half. read: prompts that the text encoder has to read; None for all.
+    longest: bytes of the longest prompt; None for the most there may be.
+    encoded_frames: frames that the codec reads at a time, 0 for none. beside: latent frames that stand beside those of
+    the clip. step_cache: the kind of one, if there is one. perturbed: how layers are disabled for a branch of guidance,
+    if there is such a branch.
     """
 
     format: ClipFormat
     count: int = 1
     guided: bool = True
+    read: int | None = None
+    longest: int | None = None
     camera: bool = False
     encoded_frames: int = 0
     beside: int = 0
@@ -111,6 +90,7 @@ class PipelineCosts:
         self._kernels = KERNEL_BYTES.get(pipeline.device.type, KERNEL_BYTES["cuda"])
         self.denoise, self.decode = cache(self._denoise), cache(self._decode)
         self.encode, self.text = cache(self._encode), cache(self._text_stage)
+        self._reading = cache(self._text_working)
 
     @property
     def denoiser(self) -> WeightBytes:
@@ -141,25 +121,37 @@ class PipelineCosts:
     def text_layers(self) -> Sequence[int]:
         """Bytes of the text encoder's layers; none where they cannot come one by one."""
         text = self._text
-        return () if text is None or text.held is None else text.held().weight_bytes().layers
+        if text is None or text.held is None or not self._num_read:
+            return ()
+        return text.held().weight_bytes().layers
+
+    @property
+    def _num_read(self) -> int:
+        """Prompts that the text encoder has to read."""
+        clips = self.clips
+        return clips.count * (1 + clips.guided) if clips.read is None else clips.read
+
+    def _text_working(self) -> int:
+        assert self._text is not None
+        count = min(self._num_read, PROMPTS_AT_ONCE)
+        return self._text.working(count, self.clips.longest, self.pipeline.precision)
 
     def _text_stage(self, layers: Layers = WHOLE) -> StagePeak | None:
-        prompts = self.clips.count * (1 + self.clips.guided)
-        bytes_each, text = self.pipeline.precision.itemsize, self._text
+        dtype, text = self.pipeline.precision, self._text
+        if text is not None and not self._num_read:
+            tokens = text.most_tokens(self.clips.longest, given=True)
+            rows = self.clips.count * (1 + self.clips.guided) * tokens * text.width * dtype.itemsize
+            # as they were kept, and put together
+            return StagePeak("text", self._image_bytes, 2 * rows + (self._kernels if self._image_bytes else 0))
         if text is not None:
-            weights, working = text.weights, text.working(min(prompts, PROMPTS_AT_ONCE), bytes_each)
-            if layers != WHOLE:
-                assert text.held is not None
+            weights, working = text.weights, self._reading()
+            if text.held is not None:
                 held = text.held()
-                # the encoder of pictures comes when all layers are gone
-                weights = max(held.device_bytes(layers), self._image_bytes)
+                weights = held.device_bytes(layers)
                 # a weight on its way from its file, while nothing is worked out
                 working = max(working, held.transit_bytes())
-            else:
-                weights += self._image_bytes
-            # code that is imported for it once; for layers it is by now, to tell what they take
-            code = import_bytes() if text.held is not None else 0
-            return StagePeak("text", weights, working + text.tokenizer + code + self._kernels)
+            # the encoder of pictures comes when that of texts is gone
+            return StagePeak("text", max(weights, self._image_bytes), working + text.tokenizer + self._kernels)
         if "text_encoder" in self.parts:
             return StagePeak("text", self.parts["text_encoder"].weight_bytes().total, self._kernels)
         return None
@@ -171,7 +163,8 @@ class PipelineCosts:
         with without_values(), self._precision():
             codec = self._bare(self.pipeline.video_codec)
             pixels = torch.empty(1, 3, frames, fmt.height_px, fmt.width_px)
-            working = footprint(lambda: codec.encode(pixels)).peak + 2 * pixels.numel() * pixels.element_size()
+            reading = footprint(lambda: codec.encode(pixels), self.pipeline.device.type).peak
+            working = reading + 2 * pixels.numel() * pixels.element_size()
         return StagePeak("encode", self._weights("video_codec"), working + self._packed("video_codec"))
 
     def _denoise(self, together: bool) -> int:
@@ -230,7 +223,7 @@ class PipelineCosts:
                 grid = (min(grid[0], how.tiling.tile), min(grid[1], how.tiling.tile))
             latents = torch.empty(clips.count, codec.latent_channels, traced, *grid)
             inner = replace(how, tiling=None)
-            working = footprint(lambda: decode_frames(bare, latents, inner)).peak
+            working = footprint(lambda: decode_frames(bare, latents, inner), self.pipeline.device.type).peak
         side = codec.strides.height * codec.strides.width
         # the 8-bit frames lie in the machine's memory, which is the device's on a CPU alone
         working -= 3 * clips.count * (1 + (traced - 1) * codec.strides.time) * prod(grid) * side
@@ -244,12 +237,14 @@ class PipelineCosts:
         return self.parts[name].device_bytes(IN_TURN) if name in self.parts else 0
 
     def _packed(self, name: str) -> int:
-        """What kernels take, with twice the largest convolution's: it is packed anew for a call."""
-        return self._kernels + (2 * self.parts[name].largest_bytes() if name in self.parts else 0)
+        """What kernels take: on a CPU that of convolutions is counted where they run, else it is twice the largest
+        one's weights."""
+        there = name in self.parts and self.pipeline.device.type != "cpu"
+        return self._kernels + (2 * self.parts[name].largest_bytes() if there else 0)
 
     def _words(self) -> TextContext:
         config: Any = getattr(self.pipeline.denoiser, "config", None)
-        tokens = self._text.tokens if self._text is not None else 32
+        tokens = self._text.most_tokens(self.clips.longest, given=True) if self._text is not None else 32
         words = torch.empty(self.clips.count, tokens, config.text_width, dtype=self.pipeline.precision)
         image = None
         if getattr(config, "image_width", 0):

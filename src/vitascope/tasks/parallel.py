@@ -75,3 +75,9 @@ class SharedKeeper(SharedTexts):
         keeper = self.encoder
         assert isinstance(keeper, KeepsTexts)
         self.ranks.from_first(lambda: keeper.fill(prompts))
+
+    def missing(self, prompts: Sequence[str]) -> list[str]:
+        """In the cache of the first process."""
+        keeper = self.encoder
+        assert isinstance(keeper, KeepsTexts)
+        return self.ranks.from_first(lambda: keeper.missing(prompts))

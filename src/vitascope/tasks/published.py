@@ -21,9 +21,10 @@ from vitascope.core.shapes import ClipFormat
 from vitascope.diffusion.guidance import Guidance
 from vitascope.diffusion.paths import RectifiedFlow
 from vitascope.diffusion.sampling_schedule import SamplingSchedule, ShiftBySize
+from vitascope.models.image.clip.encoder import ENCODER as IMAGE_FOLDER
 from vitascope.models.image.clip.encoder import ClipImageEncoder, load_clip
 from vitascope.models.image.clip.original import load_original
-from vitascope.models.offload.offloaded import WHOLE, Layers
+from vitascope.models.offload.offloaded import Layers
 from vitascope.models.offload.stores import FileStore
 from vitascope.models.parts import Part, reading_config
 from vitascope.models.published import PUBLISHED
@@ -33,10 +34,11 @@ from vitascope.models.text.t5.options import T5_OPTIONS, T5Options
 from vitascope.models.text.t5.streamed import CLASSES
 from vitascope.parallel.ranks import Ranks
 from vitascope.tasks.discover import CODEC, DENOISER, IMAGE, INDEX, TEXT, Found, discover
-from vitascope.tasks.fitting import MemoryLimit, OnDemand, fit_published, text_cost, text_device
+from vitascope.tasks.fitting import MemoryLimit, OnDemand, fit_published, text_device
 from vitascope.tasks.original import original_defaults
 from vitascope.tasks.pipeline import Defaults, Pipeline
 from vitascope.tasks.tea import tea_coefficients
+from vitascope.tasks.text_cost import text_cost
 from vitascope.weights.foreign import ForeignConfig, read_object
 from vitascope.weights.sources import open_source
 
@@ -200,13 +202,13 @@ def load_published_pipeline(
     files = _text_files(found, extras)
     reader = device if memory is None else text_device(text_cost(files, kind.text, precision), device, memory)
 
-    def open_text(layers: Layers = WHOLE) -> CachedTextEncoder:
+    def open_text(layers: Layers | None = None) -> CachedTextEncoder:
         opened = open_t5(files, kind.text, cache=extras.text_cache, dtype=precision, device=reader, layers=layers)
         opened.device = device
         return opened
 
-    _check_kind(files, kind)
     text_encoder = open_text()
+    _check_kind(found, files, kind)
     _check_text(found.path, parts[DENOISER], text_encoder.width)
     stores: dict[str, FileStore] = {}
     denoiser: Any
@@ -238,7 +240,8 @@ def load_published_pipeline(
     )
     if memory is None:
         return pipeline
-    return fit_published(pipeline, found.path, files, stores, kind.text, memory, open_text)
+    place = None if pictures is None else found.encoders.get(IMAGE, found.path / IMAGE_FOLDER)
+    return fit_published(pipeline, place, files, stores, kind.text, memory, open_text)
 
 
 def _there(part: Part | None) -> Part:
@@ -316,10 +319,14 @@ def _check_family(path: Path, role: str, part: Part | None, family: str) -> None
         raise CheckpointError(f"{path} holds {what}; a model of family {family} belongs there")
 
 
-def _check_kind(files: T5Files, pipeline: PublishedPipeline) -> None:
-    """T5 and umT5 are of one width: of the wrong one, a clip would come that has nothing to do with its prompt."""
+def _check_kind(found: Found, files: T5Files, pipeline: PublishedPipeline) -> None:
+    """T5 and umT5 are of one width: of the wrong one, a clip would come that has nothing to do with its prompt. What the
+    folder's index names is the right one for it."""
     wanted = "umt5" if pipeline.denoiser == "WanTransformer3DModel" else "t5"
-    if files.kind != wanted and files.kind in CLASSES:
+    if found.kind == "diffusers":
+        named = str(read_object(found.path / INDEX).get(TEXT))
+        wanted = next((kind for kind, cls in CLASSES.items() if f"'{cls}'" in named), wanted)
+    if files.encoder.exists() and files.kind != wanted and files.kind in CLASSES:
         raise CheckpointError(f"{files.encoder} holds a text encoder of type {files.kind}; {wanted} belongs there")
 
 

@@ -94,6 +94,17 @@ def test_only_what_is_missing_is_encoded(tmp_path: Path) -> None:
     assert len(entries(tmp_path)) == 3
 
 
+def test_what_is_missing_is_told_without_loading(tmp_path: Path) -> None:
+    desk = Desk(tmp_path)
+    assert desk.encoder.missing(["one", "two", "one"]) == ["one", "two"]
+    desk.encoder.fill(["two"])
+    assert desk.encoder.missing(["one", "two"]) == ["one"]
+    assert len(desk.loads) == 1
+    assert Desk(None).encoder.missing(["one", "one"]) == ["one"]
+    with pytest.raises(PromptError):
+        desk.encoder.missing([])
+
+
 def test_another_encoder_option_or_prompt_is_another_entry(tmp_path: Path) -> None:
     check(Desk(tmp_path), ["red"])
     others = [

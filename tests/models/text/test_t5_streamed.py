@@ -23,7 +23,7 @@ from vitascope.weights.keys import convert
 from vitascope.weights.plain_file import PlainFile
 
 PROMPTS = ["a red ball  bounces\n in &amp;lt;wind", "", "a ball"]
-WAYS = [Layers(0), Layers(0, prefetch=False), Layers(0, group=2), Layers(1)]
+WAYS = [WHOLE, Layers(0), Layers(0, prefetch=False), Layers(0, group=2), Layers(1)]
 
 
 def original(text_folders: Path, to: Path) -> T5Files:
@@ -68,7 +68,7 @@ def test_embeddings_are_those_of_the_whole_encoder_to_the_bit(
 
 def test_more_prompts_than_go_at_once_come_back_in_their_order(text_folders: Path) -> None:
     prompts = [" ".join(["ball"] * (1 + n % 5)) for n in range(PROMPTS_AT_ONCE + 3)]
-    whole, parts = (load_t5(text_folders / "t5", T5_OPTIONS["mochi"], layers=way) for way in (WHOLE, Layers(0)))
+    whole, parts = (load_t5(text_folders / "t5", T5_OPTIONS["mochi"], layers=way) for way in (None, Layers(0)))
     assert torch.equal(whole(prompts).embeddings, parts(prompts).embeddings)
 
 
@@ -92,7 +92,7 @@ def test_embeddings_on_the_disk_are_shared_and_nothing_is_loaded_for_them(
     text_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files, options = text_folders / "umt5", T5_OPTIONS["wan"]
-    expected = open_t5(files, options, cache=tmp_path, layers=WHOLE)(PROMPTS)
+    expected = open_t5(files, options, cache=tmp_path)(PROMPTS)
     monkeypatch.setattr("vitascope.models.text.t5.encoder.load_t5", lambda *args, **kwargs: pytest.fail("loaded"))
     found = open_t5(files, options, cache=tmp_path, layers=Layers(0))(PROMPTS)
     assert torch.equal(found.embeddings, expected.embeddings)

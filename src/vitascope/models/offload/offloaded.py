@@ -43,6 +43,8 @@ class Layers:
             raise InputError("layers kept in fewer bits are there already: give prefetch=False")
 
 
+TRIM_BYTES = 16 << 20
+"""Read after which what the C library holds of freed memory is given back: small weights leave holes between them."""
 WHOLE = Layers()
 IN_TURN = Layers(0, prefetch=False)
 """One at a time, when it is needed."""
@@ -96,10 +98,15 @@ class Offloaded:
         self.present = True
         try:
             kept, groups = self._divided()
+            freed = 0
             for name in kept:
                 target = torch.empty(kept[name].shape, dtype=kept[name].dtype, device=self.device)
                 self.store.read({name: target})
                 self._weights.install(name, target)
+                freed += target.nbytes
+                if freed > TRIM_BYTES and self.device.type == "cpu":
+                    release_freed_memory()
+                    freed = 0
             if groups:
                 self._open_window(groups)
         except BaseException:

@@ -154,6 +154,16 @@ class CachedTextEncoder:
         if self.cache is not None:
             self._rows(prompts)
 
+    def missing(self, prompts: Sequence[str]) -> list[str]:
+        """Those that are not in the cache, each once; all where there is none. Entries are not looked into: a damaged
+        one is made again when it is read."""
+        check_prompts(prompts)
+        cache = self.cache
+        if cache is None:
+            return list(dict.fromkeys(prompts))
+        by_key = {cache.key(self.options, self.options.clean(prompt)): prompt for prompt in prompts}
+        return [prompt for key, prompt in by_key.items() if not cache.place(key).is_file()]
+
     def release(self) -> None:
         """Let go of the encoder and of the memory it took; the next new prompt loads it again."""
         with self._lock:

@@ -17,6 +17,8 @@ from vitascope.weights.streaming import load_streaming
 
 MARKS = ("visual.cls_embedding", "visual.transformer.0.attn.to_qkv.weight")
 """Names that together are in no other files."""
+PREFIX = "visual."
+"""Of all names of the image half."""
 HEAD = 80
 """Width of a head of ViT-H/14."""
 
@@ -53,9 +55,9 @@ def load_original(
 
     Raises CheckpointError where the tensors do not fit, CapabilityError without `transformers`.
     """
-    library, inside = transformers("image encoders of public checkpoints"), Under(source, "visual.")
+    library, inside = transformers("image encoders of public checkpoints"), Under(source, PREFIX)
     shapes = Shapes(inside)
-    if any(mark.removeprefix("visual.") not in shapes for mark in MARKS):
+    if any(mark.removeprefix(PREFIX) not in shapes for mark in MARKS):
         raise CheckpointError(f"{source.label} holds no image encoder as Wan's authors write it")
     width, _, patch_px, _ = shapes["patch_embedding.weight"]
     config = library.CLIPVisionConfig(

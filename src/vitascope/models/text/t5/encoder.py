@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vitascope.core.errors import CapabilityError, CheckpointError, PromptError
 from vitascope.core.tracks import TextContext
-from vitascope.models.offload.offloaded import WHOLE, Layers, Offloaded
+from vitascope.models.offload.offloaded import Layers, Offloaded
 from vitascope.models.pretrained import check_quantise, load_pretrained, loading, transformers, variant_there
 from vitascope.models.text.cache import CachedTextEncoder, CacheFolder, WhatAfter, model_identity
 from vitascope.models.text.rows import TextRow, assemble, check_prompts, warn_of_cut
@@ -195,19 +195,19 @@ def load_t5(
     dtype: torch.dtype = torch.bfloat16,
     device: torch.device | str = "cpu",
     quantise: str | None = None,
-    layers: Layers = WHOLE,
+    layers: Layers | None = None,
 ) -> T5TextEncoder:
     """The encoder in a folder that `T5Files.of` knows, such as a snapshot of the hub on this machine.
 
-    quantise: one of `models.pretrained.QUANTISERS`. layers: other than WHOLE, they come from the files while prompts
-    are read, and nothing is in memory between. Raises CheckpointError for what is missing, damaged or another model;
-    CapabilityError for a package that is missing, and for quantised layers that come and go; InputError for an unknown
-    `quantise`.
+    quantise: one of `models.pretrained.QUANTISERS`. layers: where they are given, weights are read from the files (not
+    mapped, and of the table of tokens rows alone) while prompts are, and nothing is in memory between. Raises
+    CheckpointError for what is missing, damaged or another model; CapabilityError for a package that is missing, and
+    for quantised layers that come and go; InputError for an unknown `quantise`.
     """
     check_quantise(quantise, device)
     files = T5Files.of(folder)
     tokenizer = _load_tokenizer(files.tokenizer, files.num_vectors)
-    if layers != WHOLE:
+    if layers is not None:
         if quantise is not None:
             raise CapabilityError("layers that come from files cannot be quantised: leave one of the two away")
         place, pickle = files.encoder, files.allow_pickle
@@ -233,7 +233,7 @@ def open_t5(
     device: torch.device | str = "cpu",
     quantise: str | None = None,
     after: WhatAfter = "release",
-    layers: Layers = WHOLE,
+    layers: Layers | None = None,
 ) -> CachedTextEncoder:
     """The encoder of `load_t5`, loaded only for prompts that the folder `cache` (None: no cache) does not know.
 
@@ -273,7 +273,7 @@ def _load_tokenizer(folder: Path, num_vectors: int) -> Any:
         raise CheckpointError(
             f"the tokeniser in {folder} lacks its end or padding mark: tokenizer_config.json is missing"
         )
-    if num_vectors and not num_vectors // 2 <= count <= num_vectors:
+    if num_vectors and count > num_vectors:
         raise CheckpointError(
             f"the tokeniser in {folder} is of another encoder: it has {count} tokens, the encoder {num_vectors}"
         )
