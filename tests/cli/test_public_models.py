@@ -194,6 +194,8 @@ def test_a_model_that_is_not_right_is_refused_in_one_line(name: str, generated: 
         (["--upsampler", "nowhere"], "there is no folder nowhere"),
         (["--upsampler", __file__], "is a file, not a folder with config.json"),
         (["--model", ""], "the model has no name"),
+        (["--decode-timestep", "0.1"], "leave decode_timestep and decode_noise_scale away"),
+        (["--decode-noise-scale", "2"], "lies in [0, 1], got 2"),
         (["--model", "models/wan.safetensors"], "there is no model at models/wan.safetensors"),
     ],
 )

@@ -26,6 +26,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5EncoderModel
 
 from vitascope.core.errors import CheckpointError, InputError
 from vitascope.core.shapes import ClipFormat
+from vitascope.core.tracks import VIDEO
+from vitascope.diffusion.samplers import Step
 from vitascope.models.codecs.ltx.config import PRESETS, DecoderStage, EncoderStage, LTXCodecConfig
 from vitascope.models.codecs.ltx.original import read_config as read_ltx_codec
 from vitascope.models.codecs.ltx.original import write_config as write_ltx_codec
@@ -173,7 +175,9 @@ def test_diffusers_reads_what_was_converted_for_it(name: str, authors: Any, tmp_
         first = discover(authors(name)).parts[role].load().state_dict()
         assert read.keys() == first.keys()
         assert all(torch.equal(read[key], first[key]) for key in first)
-        assert again.config == discover(authors(name)).parts[role].config
+        config = discover(authors(name)).parts[role].config
+        # diffusers drops surplus frames of Mochi elsewhere than the authors, and each layout is decoded as its own
+        assert again.config == (replace(config, lead="end") if isinstance(config, MochiCodecConfig) else config)
         assert isinstance(model, nn.Module)
 
 
@@ -198,7 +202,15 @@ def test_a_clip_is_the_same_from_either_layout(
         given = Given(keyframes=(Keyframe(0.0, shots[0]), Keyframe(last_s, shots[1]))[: 2 if "last" in name else 1])
     request = GenerateRequest(PROMPT, format=case.format, num_inference_steps=case.steps, given=given)
     beside = Beside(text_encoder=str(text_folders / case.encoder))
-    clips = [generate(load_pipeline(str(folder), "cpu", "fp32", beside), request).clip.frames for folder in folders]
+    steps: list[Step] = []
+    clips = [
+        generate(load_pipeline(str(folder), "cpu", "fp32", beside), request, steps.append).clip.frames
+        for folder in folders
+    ]
+    ends = [step.tracks[VIDEO].values for step in steps if step.index == step.num_steps - 1]
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-4, atol=1e-4)
+    if name == "mochi":  # whose first frames differ between the layouts
+        return
     # weights are where their files have them, and products in fp32 depend on how they lie in memory by their last bits
     assert (clips[0].int() - clips[1].int()).abs().max() <= 1
     assert clips[0].float().std() > 1

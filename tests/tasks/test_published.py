@@ -306,11 +306,15 @@ def test_a_clip_that_starts_from_a_picture_equals_that_of_diffusers(
         generate(load(name), GenerateRequest(PROMPT, format=fmt, given=weak))
 
 
-def test_frames_are_those_of_diffusers(folders: Any, load: Any) -> None:
-    case, (_, theirs) = CASES["wan"], folders("wan")
+@pytest.mark.filterwarnings("ignore:In CPU autocast")  # Mochi in diffusers
+@pytest.mark.parametrize("name", ["wan", "mochi"])
+def test_frames_are_those_of_diffusers(name: str, folders: Any, load: Any) -> None:
+    case, (_, theirs) = CASES[name], folders(name)
     fmt = case.format
-    made = generate(load("wan"), GenerateRequest(PROMPT, format=fmt, seed=5, num_inference_steps=3, guidance_scale=1.0))
-    noise = torch.randn((1, 16, 3, fmt.height_px // 8, fmt.width_px // 8), generator=generator(5, VIDEO))
+    steps: list[Step] = []
+    request = GenerateRequest(PROMPT, format=fmt, seed=5, num_inference_steps=3, guidance_scale=1.0)
+    made = generate(load(name), request, steps.append)
+    noise = torch.randn(steps[0].tracks[VIDEO].values.shape, generator=generator(5, VIDEO))
     theirs.set_progress_bar_config(disable=True)
     expected = theirs(
         prompt=PROMPT, width=fmt.width_px, height=fmt.height_px, num_frames=fmt.num_frames, num_inference_steps=3,

@@ -70,6 +70,8 @@ def generate(
     stg_by: Annotated[str, typer.Option(help="What of them is disabled: attention or block.")] = "",
     step_cache: Annotated[str, typer.Option(help="first_block or tea, with :THRESHOLD; skips blocks.")] = "",
     image_cond_noise_scale: Annotated[float, typer.Option(help="Noise on known frames for more motion, 0 to 1.")] = 0.0,
+    decode_timestep: Annotated[float | None, typer.Option(help="Noise level a conditioned decoder is told.")] = None,
+    decode_noise_scale: Annotated[float | None, typer.Option(help="Noise in what it decodes, 0 to 1.")] = None,
     upsampler: Annotated[str, typer.Option(help="Folder of a latent up-sampler: two passes (LTX-Video).")] = "",
     second_levels: Annotated[str, typer.Option(help="Levels of the second pass.")] = "",
     adain: Annotated[float, typer.Option(help="Statistics of the first pass kept by the second, 0 to 1.")] = 1.0,
@@ -92,8 +94,9 @@ def generate(
     _check_preview(preview)
     # What is wrong in the request itself is told before the model is read.
     sampling = Sampling(
-        levels, guidance_rescale, guidance_interval, stg_scale, stg_layers, stg_by, step_cache, image_cond_noise_scale
-    )
+        levels, guidance_rescale, guidance_interval, stg_scale, stg_layers, stg_by, step_cache, image_cond_noise_scale,
+        decode_timestep, decode_noise_scale,
+    )  # fmt: skip
     settings = GenerateRequest(
         jobs[0][0],
         negative_prompt,

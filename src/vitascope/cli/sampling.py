@@ -29,6 +29,8 @@ class Sampling:
     stg_by: str = ""
     step_cache: str = ""
     image_cond_noise_scale: float = 0.0
+    decode_timestep: float | None = None
+    decode_noise_scale: float | None = None
 
     def fields(self) -> dict[str, Any]:
         """Of a `GenerateRequest`. Raises InputError for texts that cannot be read."""
@@ -47,6 +49,8 @@ class Sampling:
             "stg_by": self.stg_by or None,
             "step_cache": StepCaching.parse(self.step_cache) if self.step_cache else None,
             "image_cond_noise_scale": self.image_cond_noise_scale,
+            "decode_timestep": self.decode_timestep,
+            "decode_noise_scale": self.decode_noise_scale,
         }
 
 

@@ -320,8 +320,8 @@ def _check_family(path: Path, role: str, part: Part | None, family: str) -> None
 
 
 def _check_kind(found: Found, files: T5Files, pipeline: PublishedPipeline) -> None:
-    """T5 and umT5 are of one width: of the wrong one, a clip would come that has nothing to do with its prompt. What the
-    folder's index names is the right one for it."""
+    """T5 and umT5 are of one width: of the wrong one, a clip would come that has nothing to do with its prompt. Which the
+    folder's index names is right for it."""
     wanted = "umt5" if pipeline.denoiser == "WanTransformer3DModel" else "t5"
     if found.kind == "diffusers":
         named = str(read_object(found.path / INDEX).get(TEXT))

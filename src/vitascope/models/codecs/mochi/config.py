@@ -49,8 +49,8 @@ class MochiCodecConfig:
 
     lead: the decoder makes several frames of the first latent frame, of which the last alone is shown. "step" drops
     the others on every step between levels, as the authors do and the weights were trained; "end" carries them through
-    and drops them at last, as diffusers does: the first frames then differ, and the first latent frame costs as much
-    as any other. latent_std: of the published weights; a `scaling_factor` other than 1 divides it.
+    and drops them at last, as diffusers does: the first frames differ between the two, and the first latent frame costs
+    as much as any other. latent_std: of the published weights; a `scaling_factor` other than 1 divides it.
 
     Raises InputError where lengths contradict each other.
     """
@@ -113,7 +113,8 @@ class MochiCodecConfig:
 
 
 def from_diffusers(values: Mapping[str, Any]) -> MochiCodecConfig:
-    """The `config.json` of an `AutoencoderKLMochi`. Raises CheckpointError for that of another codec."""
+    """The `config.json` of an `AutoencoderKLMochi`, to decode as diffusers does (`lead`). Raises CheckpointError for that
+    of another codec."""
     theirs = ForeignConfig(values, "the configuration of the Mochi codec")
     steps = theirs.take("temporal_expansions", (1, 2, 3))
     theirs.only(in_channels=15, out_channels=3, act_fn="silu", spatial_expansions=(2,) * len(steps))
@@ -124,6 +125,7 @@ def from_diffusers(values: Mapping[str, Any]) -> MochiCodecConfig:
         time_steps=steps,
         blocks=theirs.take("layers_per_block", (3, 3, 4, 6, 3)),
         attention=theirs.take("add_attention_block", (False, True, True, True, True)),
+        lead="end",
         latent_channels=theirs.take("latent_channels", 12),
         latent_mean=theirs.take("latents_mean", LATENT_MEAN),
         latent_std=tuple(std / scaling for std in theirs.take("latents_std", LATENT_STD)),
