@@ -26,6 +26,7 @@ class TailCache:
     def __init__(self) -> None:
         self._tails: dict[nn.Module, _Tail] = {}
         self._space: Tensor | None = None
+        self._slabs = _Slabs()
 
     def extend(self, layer: nn.Module, x: Tensor, history: int) -> Tensor:
         """`x` with the `history` steps (axis 1) that came before it in front; remembers the new last steps."""
@@ -69,10 +70,34 @@ class TailCache:
             self._tails[layer] = _Tail(last.clone(), last.shape[1])
             return known
         if tail is None or tail.steps.shape != (len(last), history, *last.shape[2:]):
-            tail = self._tails[layer] = _Tail(last.new_empty(len(last), history, *last.shape[2:]), 0)
+            tail = self._tails[layer] = _Tail(self._slabs.take((len(last), history, *last.shape[2:]), last), 0)
         tail.seen = last.shape[1]
         tail.known.copy_(last)
         return known
+
+
+SLAB_BYTES = 33 << 20
+"""More than what the C library ever takes from its heap (32 MiB): a slab is a mapping of its own."""
+SLAB_SHARE = 2**20
+"""Bytes from which a tail is worth a place in a slab."""
+
+
+class _Slabs:
+    """Memory for what stays long while much comes and goes: on a CPU it would break the heap into pieces that nothing
+    large fits into any more, a quarter of the peak of a decoder."""
+
+    def __init__(self) -> None:
+        self._free: Tensor | None = None
+
+    def take(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """An empty tensor of that shape, as `like.new_empty` gives it."""
+        size = prod(shape) * like.element_size()
+        if like.device.type != "cpu" or not SLAB_SHARE <= size <= SLAB_BYTES:
+            return like.new_empty(shape)
+        if self._free is None or len(self._free) < size:
+            self._free = like.new_empty(SLAB_BYTES, dtype=torch.uint8)
+        place, self._free = self._free[:size], self._free[-(-size // 64) * 64 :]
+        return place.view(like.dtype).view(shape)
 
 
 @dataclass
