@@ -22,7 +22,8 @@ from vitascope.core.protocols import (
     TemporalStrategy,
 )
 from vitascope.core.tracks import TextContext, Track, Tracks
-from vitascope.diffusion.guidance import Guidance, GuidedDenoiser, busy_values, guide, join_texts, rescale
+from vitascope.diffusion.guidance import Guidance, GuidedDenoiser, busy_values, guide, rescale
+from vitascope.diffusion.joining import join_texts
 from vitascope.diffusion.paths import RectifiedFlow
 from vitascope.diffusion.samplers import SAMPLERS
 from vitascope.diffusion.schedules import uniform_levels

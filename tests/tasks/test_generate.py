@@ -14,9 +14,10 @@ from vitascope.core.tracks import AUDIO, VIDEO
 from vitascope.diffusion.guidance import Guidance
 from vitascope.diffusion.samplers import SAMPLERS, Step
 from vitascope.tasks.camera import named_camera_path
-from vitascope.tasks.generate import generate, generate_batch, recipe_of
+from vitascope.tasks.generate import generate, generate_batch
 from vitascope.tasks.pipeline import Pipeline
 from vitascope.tasks.request import GenerateRequest, Given, Keyframe
+from vitascope.tasks.settings import recipe_of
 
 PROMPT = "a red ball bounces"
 

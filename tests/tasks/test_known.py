@@ -21,10 +21,11 @@ from vitascope.core.tracks import VIDEO
 from vitascope.diffusion.samplers import Step
 from vitascope.media.reading import Clip
 from vitascope.tasks.condition import known_frames
-from vitascope.tasks.generate import check_batch, generate, generate_batch, sample
+from vitascope.tasks.generate import generate, generate_batch, sample
 from vitascope.tasks.known import start_tracks
 from vitascope.tasks.long import extend, generate_any_length
 from vitascope.tasks.request import GenerateRequest, Given, Keyframe, Shot
+from vitascope.tasks.settings import check_batch
 
 FORMAT = ClipFormat(64, 32, 25.0, 33)
 LEVELS = (1.0, 0.8, 0.5, 0.2)

@@ -18,10 +18,11 @@ from vitascope.core.random import generator
 from vitascope.core.shapes import ClipFormat
 from vitascope.core.tracks import VIDEO
 from vitascope.diffusion.samplers import Step
-from vitascope.tasks.generate import generate, generate_batch, recipe_of, sample
+from vitascope.tasks.generate import generate, generate_batch, sample
 from vitascope.tasks.long import generate_any_length
 from vitascope.tasks.pipeline import Pipeline
 from vitascope.tasks.request import SETTINGS, GenerateRequest, Given
+from vitascope.tasks.settings import recipe_of
 from vitascope.weights.config import config_from_dict
 
 FORMAT = ClipFormat(96, 64, 25.0, 17)

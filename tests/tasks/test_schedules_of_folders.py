@@ -20,7 +20,7 @@ from vitascope.core.tracks import Track
 from vitascope.diffusion.guidance import GuidedDenoiser
 from vitascope.diffusion.paths import RectifiedFlow
 from vitascope.diffusion.sampling_schedule import SamplingSchedule
-from vitascope.tasks.published import PIPELINES
+from vitascope.tasks.kinds import PIPELINES
 from vitascope.weights.foreign import ForeignConfig
 
 STEPS, CELLS = st.integers(2, 40), st.integers(1, 20_000)

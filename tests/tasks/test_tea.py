@@ -14,9 +14,9 @@ from vitascope.models.mochi.config import MochiConfig
 from vitascope.models.mochi.model import MochiDenoiser
 from vitascope.models.wan.config import WanConfig
 from vitascope.models.wan.model import WanDenoiser
-from vitascope.tasks.generate import recipe_of, resolve
 from vitascope.tasks.pipeline import Pipeline
 from vitascope.tasks.request import GenerateRequest
+from vitascope.tasks.settings import recipe_of, resolve
 from vitascope.tasks.tea import COEFFICIENTS, tea_coefficients
 
 MODELS: dict[str, tuple[str, Any, Any]] = {

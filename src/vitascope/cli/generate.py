@@ -137,7 +137,7 @@ def _make_all(
     job: _Job, requests: Sequence[GenerateRequest], paths: Sequence[Path], lengths: Lengths
 ) -> list[dict[str, Any]]:
     """Make and write the clips one by one; returns what was made, for --json."""
-    from vitascope.tasks.generate import resolve
+    from vitascope.tasks.settings import resolve
 
     pipeline, speaks = job.opened.pipeline, job.opened.speaks
     material = read_material(job.sources, pipeline.defaults.clip.sample_rate_hz)

@@ -19,13 +19,13 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from vitascope.caches.steps import StepCache
 from vitascope.core.errors import CapabilityError, InputError, choice
 from vitascope.core.protocols import FULL, Denoiser, InBlocks, Passage, TemporalStrategy
 from vitascope.core.random import generator
 from vitascope.core.tracks import TextContext, Track, Tracks
+from vitascope.diffusion.joining import join_texts, join_tracks
 from vitascope.diffusion.paths import Path, precise
 
 Perturbation = Literal["attention", "block"]
@@ -278,49 +278,6 @@ def rescale(guided: Tensor, cond: Tensor, share: float) -> Tensor:
     spread = guided.std(dim=axes, keepdim=True)
     factor = cond.std(dim=axes, keepdim=True) / spread.clamp(min=1e-8)
     return guided * (share * factor + (1 - share))
-
-
-def join_tracks(items: list[Tracks]) -> dict[str, Track]:
-    """Tracks of equal shapes one after the other along the batch; noise levels of batch 1 are spread first."""
-    if len(items) == 1:
-        return dict(items[0])
-    joined: dict[str, Track] = {}
-    for name, track in items[0].items():
-        values = torch.cat([item[name].values for item in items])
-        noise = [item[name].noise for item in items]
-        shape = torch.broadcast_shapes(*(level.shape[1:] for level in noise))
-        sizes = [item[name].values.shape[0] for item in items]
-        levels = [level.expand(size, *shape) for level, size in zip(noise, sizes, strict=True)]
-        conditions = [item[name].condition for item in items]
-        given = [condition for condition in conditions if condition is not None]
-        if given and len(given) != len(items):
-            raise InputError("clips with and without a condition cannot be joined")
-        joined[name] = Track(values, torch.cat(levels), track.times_s, torch.cat(given) if given else None)
-    return joined
-
-
-def join_texts(texts: list[TextContext]) -> TextContext:
-    """Texts one after the other along the batch, padded with masked zeros to the longest.
-
-    Raises InputError where some of them have an image, or were prepared, and others not.
-    """
-    if len(texts) == 1:
-        return texts[0]
-    if len({(text.image is None, len(text.prepared)) for text in texts}) > 1:
-        raise InputError("texts with and without an image, or prepared and not, cannot be joined")
-    images = [text.image for text in texts if text.image is not None]
-    return TextContext(
-        _stack([text.embeddings for text in texts]),
-        _stack([text.mask for text in texts]),
-        _stack(images) if images else None,
-        tuple(_stack(list(parts)) for parts in zip(*(text.prepared for text in texts), strict=True)),
-    )
-
-
-def _stack(parts: list[Tensor]) -> Tensor:
-    """Tensors (B, S, ...) one after the other, padded with zeros (False) to the longest S."""
-    longest = max(part.shape[1] for part in parts)
-    return torch.cat([functional.pad(part, (0, 0) * (part.ndim - 2) + (0, longest - part.shape[1])) for part in parts])
 
 
 def _highest(tracks: Tracks) -> float:

@@ -26,7 +26,8 @@ from vitascope.models.published import PUBLISHED
 from vitascope.models.text.t5.original import load_original as load_text_encoder
 from vitascope.tasks.discover import CODEC, DENOISER, FOLDERS, IMAGE, INDEX, TEXT, Found
 from vitascope.tasks.inspection import problem
-from vitascope.tasks.published import PIPELINES, WAN_TOKENIZER
+from vitascope.tasks.kinds import PIPELINES
+from vitascope.tasks.published import WAN_TOKENIZER
 from vitascope.tasks.schedulers import lost_in_diffusers, write_ltx_scheduler, write_scheduler
 from vitascope.weights.converted import MAX_SHARD_BYTES, Converted, Rounded, write_sharded
 from vitascope.weights.foreign import read_object

@@ -8,32 +8,32 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vitascope.caches.steps import StepCache
-from vitascope.core.errors import CapabilityError, CheckpointError, InputError, ShapeError, choice
+from vitascope.core.errors import CheckpointError, InputError
 from vitascope.core.protocols import Prepares
 from vitascope.core.random import generator
 from vitascope.core.shapes import latent_frames
 from vitascope.core.tracks import AUDIO, VIDEO, TextContext, Track, Tracks
-from vitascope.diffusion.guidance import Guidance, GuidedDenoiser, busy_values, join_tracks
-from vitascope.diffusion.samplers import SAMPLERS, Denoise, sampler_named
+from vitascope.diffusion.guidance import Guidance, GuidedDenoiser, busy_values
+from vitascope.diffusion.joining import join_tracks
+from vitascope.diffusion.samplers import Denoise, sampler_named
 from vitascope.diffusion.samplers.step import Step
-from vitascope.diffusion.sampling_schedule import listed_levels
 from vitascope.media.frames import fit, fit_samples
 from vitascope.media.reading import Clip
-from vitascope.models.codecs.decoding import check_decoding, decode_frames
+from vitascope.models.codecs.decoding import decode_frames
 from vitascope.nn.footprint import is_finite
 from vitascope.tasks.condition import image_tokens
 from vitascope.tasks.known import start_tracks
 from vitascope.tasks.known_noise import with_known_noise
 from vitascope.tasks.memory import MemoryUse
-from vitascope.tasks.pipeline import PRECISIONS, Pipeline
-from vitascope.tasks.request import SETTINGS, GenerateRequest
+from vitascope.tasks.pipeline import Pipeline
+from vitascope.tasks.request import GenerateRequest
+from vitascope.tasks.settings import check_batch, guidance_of, levels_of, recipe_of, resolve
 from vitascope.tasks.waiting import Waiting, settled
 
 Report = Callable[[Step], None]
@@ -105,7 +105,7 @@ def sample(
 ) -> Sampled:
     """`generate_batch` without decoding; `clock` is told of the stages."""
     first = check_batch(pipeline, requests)
-    clock, levels = clock or Clock(), _levels(pipeline, first)
+    clock, levels = clock or Clock(), levels_of(pipeline, first)
     starts: list[Tracks] = [start_tracks(pipeline, r.format, r.given, r.seed, levels[0]) for r in requests]
     if any(not torch.equal(start[VIDEO].times_s, starts[0][VIDEO].times_s) for start in starts):
         raise InputError("clips of a batch share the times of their later keyframes and shots with this model")
@@ -126,24 +126,6 @@ def sample(
     return Sampled(tracks | {VIDEO: _first_frames(tracks[VIDEO], count)}, 0.0 if cache is None else cache.skipped_share)
 
 
-def check_batch(pipeline: Pipeline, requests: Sequence[GenerateRequest]) -> GenerateRequest:
-    """The first of the requests, resolved. Raises InputError unless they can be worked on together."""
-    if not requests:
-        raise InputError("a batch needs at least one request")
-    first = resolve(pipeline, requests[0])
-    for request in requests[1:]:
-        if _shared(resolve(pipeline, request)) != _shared(first):
-            raise InputError("clips of a batch share format, steps, guidance, sampler and whether a camera is given")
-    pipeline.check_format(first.format)
-    pipeline.check_tracks()
-    for request in requests:
-        _check_camera(pipeline, request)
-    check_decoding(pipeline.video_codec, first.decoding(pipeline.decoding))
-    if first.image_cond_noise_scale and pipeline.denoiser.capabilities.noise == "clip":
-        raise CapabilityError(f"{pipeline.name} takes one noise level a clip: it has no known frames to add noise to")
-    return first
-
-
 def _first_frames(track: Track, count: int) -> Track:
     """The clip's own latent frames, without those that stood beside them."""
     if track.values.shape[2] == count:
@@ -154,62 +136,6 @@ def _first_frames(track: Track, count: int) -> Track:
 def _visible(step: Step, count: int) -> Step:
     tracks = {**step.tracks, VIDEO: _first_frames(step.tracks[VIDEO], count)}
     return replace(step, tracks=tracks, x0={**step.x0, VIDEO: step.x0[VIDEO][:, :, :count]})
-
-
-def resolve(pipeline: Pipeline, request: GenerateRequest) -> GenerateRequest:
-    """The request with the pipeline's defaults filled in. Raises InputError for a sampler that there is not."""
-    own, guidance, sampler = pipeline.defaults, guidance_of(pipeline, request), request.sampler
-    steps, levels = request.num_inference_steps, None if request.levels is None else listed_levels(request.levels)
-    if levels is not None:
-        steps = len(levels)
-    cache = request.step_cache
-    if cache is not None and not cache.coefficients:
-        cache = replace(cache, coefficients=own.tea_coefficients)
-    return replace(
-        request,
-        num_inference_steps=(own.schedule.num_steps or own.num_inference_steps) if steps is None else steps,
-        guidance_scale=guidance.scale,
-        sampler=choice("sampler", own.sampler if sampler is None else sampler, SAMPLERS),
-        levels=levels,
-        guidance_rescale=guidance.rescale,
-        guidance_interval=guidance.interval,
-        stg_scale=guidance.perturbed,
-        stg_layers=guidance.perturbed_layers,
-        stg_by=guidance.perturbation,
-        step_cache=cache,
-    )
-
-
-def guidance_of(pipeline: Pipeline, request: GenerateRequest) -> Guidance:
-    """The pipeline's guidance with what the request says otherwise. Raises InputError where the two do not go together.
-
-    A scale other than the pipeline's own takes the place of its scales by track.
-    """
-    own = pipeline.defaults.guidance
-    scale = own.scale if request.guidance_scale is None else request.guidance_scale
-    asked = {
-        "rescale": request.guidance_rescale,
-        "interval": request.guidance_interval,
-        "perturbed": request.stg_scale,
-        "perturbed_layers": request.stg_layers,
-        "perturbation": request.stg_by,
-    }
-    changes = {name: value for name, value in asked.items() if value is not None}
-    return replace(own, scale=scale, scales=own.scales if scale == own.scale else {}, **changes)
-
-
-def recipe_of(pipeline: Pipeline, request: GenerateRequest) -> dict[str, Any]:
-    """What a clip was made with, as JSON values: settings as resolved, model, LoRAs if it has any, and the fingerprint
-    of its weights."""
-    settings = resolve(pipeline, request).settings()
-    precision = next(name for name, dtype in PRECISIONS.items() if dtype == pipeline.precision)
-    made_with = {"model": pipeline.name, "weights": pipeline.fingerprint, "precision": precision}
-    return {**settings, **made_with, **({"loras": list(pipeline.loras)} if pipeline.loras else {})}
-
-
-def _shared(request: GenerateRequest) -> tuple[object, ...]:
-    named = tuple(getattr(request, name) for name in SETTINGS if name not in ("prompt", "negative_prompt", "seed"))
-    return (request.format, *named, request.given.camera is None)
 
 
 def _guided(
@@ -260,31 +186,11 @@ def _texts(
     return parts[0], parts[1] if guided else None
 
 
-def _check_camera(pipeline: Pipeline, request: GenerateRequest) -> None:
-    camera, num_frames = request.given.camera, request.format.num_frames
-    if camera is None:
-        return
-    if not pipeline.denoiser.capabilities.camera:
-        raise CapabilityError(f"{pipeline.name} takes no camera path")
-    if camera.shape != (num_frames, 7):
-        raise ShapeError(f"the camera path of {num_frames} frames is ({num_frames}, 7), got {tuple(camera.shape)}")
-
-
 def _latent_camera(pipeline: Pipeline, camera: Tensor) -> Tensor:
     """A path (T, 7) by frame as (N, 7) by latent frame: the first frame, then means over each block of frames."""
     time_stride = pipeline.video_codec.strides.time
     later = camera[1:].unflatten(0, (len(camera) // time_stride, time_stride)).mean(1)
     return torch.cat([camera[:1], later]).to(pipeline.device)
-
-
-def _levels(pipeline: Pipeline, settings: GenerateRequest) -> list[float]:
-    """The levels of a resolved request."""
-    assert settings.num_inference_steps is not None
-    fmt, strides, schedule = settings.format, pipeline.video_codec.strides, pipeline.defaults.schedule
-    if settings.levels is not None:
-        schedule = replace(schedule, listed=settings.levels)
-    grid = (fmt.height_px // strides.height, fmt.width_px // strides.width)
-    return schedule.levels(settings.num_inference_steps, latent_frames(fmt.num_frames, strides.time) * prod(grid))
 
 
 @torch.no_grad()

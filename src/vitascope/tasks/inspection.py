@@ -11,8 +11,8 @@ from vitascope.core.errors import CheckpointError
 from vitascope.models.parts import Part
 from vitascope.nn.precision import matrix_names
 from vitascope.tasks.discover import Found
+from vitascope.tasks.kinds import PIPELINES
 from vitascope.tasks.pipeline import Defaults
-from vitascope.tasks.published import PIPELINES
 from vitascope.tasks.schedulers import schedule_of
 from vitascope.weights.config import config_to_dict
 from vitascope.weights.converted import Converted

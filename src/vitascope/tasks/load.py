@@ -95,34 +95,42 @@ def load_pipeline(
     if found.kind != "own":
         reduced = choose_precision(precision, place)
         return load_published_pipeline(found, model, place, reduced, beside.extras(text_cache), ranks, memory)
-    defaults = _defaults(folder)
-    files = _files(folder)
+    return _load_own(folder, model, place, choose_precision(precision, place), ranks, memory)
+
+
+def _load_own(
+    folder: Path,
+    name: str,
+    device: torch.device,
+    precision: torch.dtype,
+    ranks: Ranks | None,
+    memory: MemoryLimit | None,
+) -> Pipeline:
+    """The pipeline of a folder of ours; see `load_pipeline`."""
+    defaults, files = _defaults(folder), _files(folder)
+    bare = LARGE if memory is not None else ()
+    parts: dict[str, Any] = {
+        part: _bare_part(part, path) if part in bare else _load_part(part, path).to(device)
+        for part, path in files.items()
+    }
     stores: dict[str, FileStore] = {}
-    if memory is None:
-        parts: dict[str, Any] = {name: _load_part(name, path).to(place) for name, path in files.items()}
-    else:
-        parts = {
-            name: _bare_part(name, path) if name in LARGE else _load_part(name, path).to(place)
-            for name, path in files.items()
-        }
-        for name in LARGE:
-            source = open_source(files[name])
-            stores[name] = FileStore(parts[name].state_dict(), source, same_names(source))
+    for part in bare:
+        source = open_source(files[part])
+        stores[part] = FileStore(parts[part].state_dict(), source, same_names(source))
     _check_parts(folder, parts, defaults)
     if ranks is not None:
         divide_matrices(parts["denoiser"], ranks)
-    reduced = choose_precision(precision, place)
-    if reduced != torch.float32:
-        for name in ("denoiser", "text_encoder"):
-            store_matrices(parts[name], reduced)
+    if precision != torch.float32:
+        for part in ("denoiser", "text_encoder"):
+            store_matrices(parts[part], precision)
     denoiser = parts["denoiser"]
     pipeline = Pipeline(
-        name=model,
+        name=name,
         **{"audio_codec": None, **parts},
         path=RectifiedFlow(),
         defaults=defaults,
-        device=place,
-        precision=reduced,
+        device=device,
+        precision=precision,
         patch=denoiser.patch[1:],
         audio_patch=getattr(denoiser.config, "audio_patch", 1),
         fingerprint=_fingerprint(files),

@@ -12,10 +12,11 @@ from vitascope.core.random import derive_seed
 from vitascope.core.shapes import ClipFormat, latent_frames
 from vitascope.media.frames import fit, fit_samples
 from vitascope.media.reading import Clip
-from vitascope.tasks.generate import Generated, Report, generate, recipe_of
+from vitascope.tasks.generate import Generated, Report, generate
 from vitascope.tasks.known import check_sound
 from vitascope.tasks.pipeline import Pipeline
 from vitascope.tasks.request import GenerateRequest, Given
+from vitascope.tasks.settings import recipe_of
 
 FADE_SAMPLES = 320
 """Length of the passage from one window's sound to the next one's: 20 ms at 16 kHz."""

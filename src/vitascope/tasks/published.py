@@ -7,7 +7,7 @@ folder names is imported: classes are looked up in tables.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,145 +17,30 @@ import torch
 
 from vitascope.core.errors import CheckpointError, choice
 from vitascope.core.protocols import Denoiser, VideoCodec
-from vitascope.core.shapes import ClipFormat
-from vitascope.diffusion.guidance import Guidance
 from vitascope.diffusion.paths import RectifiedFlow
-from vitascope.diffusion.sampling_schedule import SamplingSchedule, ShiftBySize
 from vitascope.models.image.clip.encoder import ENCODER as IMAGE_FOLDER
 from vitascope.models.image.clip.encoder import ClipImageEncoder, load_clip
 from vitascope.models.image.clip.original import load_original
 from vitascope.models.offload.offloaded import Layers
 from vitascope.models.offload.stores import FileStore
-from vitascope.models.parts import Part, reading_config
+from vitascope.models.parts import Part
 from vitascope.models.published import PUBLISHED
 from vitascope.models.text.cache import CachedTextEncoder
 from vitascope.models.text.t5.encoder import T5Files, open_t5
-from vitascope.models.text.t5.options import T5_OPTIONS, T5Options
 from vitascope.models.text.t5.streamed import CLASSES
 from vitascope.parallel.ranks import Ranks
 from vitascope.tasks.discover import CODEC, DENOISER, IMAGE, INDEX, TEXT, Found, discover
 from vitascope.tasks.fitting import MemoryLimit, OnDemand, fit_published, text_device
+from vitascope.tasks.kinds import PIPELINES, PublishedPipeline, as_indexed, read_schedule
 from vitascope.tasks.original import original_defaults
 from vitascope.tasks.pipeline import Defaults, Pipeline
 from vitascope.tasks.tea import tea_coefficients
 from vitascope.tasks.text_cost import text_cost
-from vitascope.weights.foreign import ForeignConfig, read_object
+from vitascope.weights.foreign import read_object
 from vitascope.weights.sources import open_source
 
 WAN_TOKENIZER = "google/umt5-xxl"
 """Where it lies in the authors' folder."""
-_NOTES = ("timestep_spacing", "steps_offset", "trained_betas", "beta_start", "beta_end")
-
-
-@dataclass(frozen=True)
-class PublishedPipeline:
-    """A class of pipelines of diffusers: the classes of its parts, how it reads prompts, its defaults, and what its
-    scheduler means beside them."""
-
-    denoiser: str
-    codec: str
-    text: T5Options
-    defaults: Defaults
-    schedule: Callable[[ForeignConfig, Defaults], SamplingSchedule]
-
-
-def _wan_schedule(theirs: ForeignConfig, own: Defaults) -> SamplingSchedule:
-    theirs.only(_class_name="UniPCMultistepScheduler", prediction_type="flow_prediction", use_flow_sigmas=True)
-    theirs.only(solver_order=2, solver_type="bh2", predict_x0=True, lower_order_final=True, final_sigmas_type="zero")
-    theirs.only(use_karras_sigmas=False, use_exponential_sigmas=False, use_beta_sigmas=False, thresholding=False)
-    theirs.only(disable_corrector=(), solver_p=None, rescale_betas_zero_snr=False, use_dynamic_shifting=False)
-    theirs.only(num_train_timesteps=1000)
-    theirs.ignore(*_NOTES, "beta_schedule", "dynamic_thresholding_ratio", "sample_max_value", "time_shift_type")
-    theirs.ignore("sigma_min", "sigma_max")
-    theirs.only(shift_terminal=None)
-    shift = theirs.take("flow_shift", 1.0)
-    # levels as integer timesteps of 1000; one short of 1 keeps log(alpha) finite
-    return replace(own.schedule, shift=shift, end=0.001, below_one=1e-6, grid=1000)
-
-
-def _euler_schedule(theirs: ForeignConfig, own: Defaults, inverted: bool = False) -> SamplingSchedule:
-    """inverted: the scheduler counts from data to noise, as Mochi's does; ours does not, so nothing follows from it."""
-    theirs.only(_class_name="FlowMatchEulerDiscreteScheduler", stochastic_sampling=False, time_shift_type="exponential")
-    theirs.only(use_karras_sigmas=False, use_exponential_sigmas=False, use_beta_sigmas=False)
-    theirs.only(num_train_timesteps=1000, invert_sigmas=inverted)
-    theirs.ignore(*_NOTES)
-    by_size = None
-    if theirs.take("use_dynamic_shifting", False):
-        by_size = ShiftBySize(
-            theirs.take("base_image_seq_len", 256),
-            theirs.take("base_shift", 0.5),
-            theirs.take("max_image_seq_len", 4096),
-            theirs.take("max_shift", 1.15),
-        )
-    theirs.ignore("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
-    terminal = theirs.number("shift_terminal") or 0.0
-    return replace(own.schedule, shift=theirs.take("shift", 1.0), by_size=by_size, terminal=terminal)
-
-
-def _condition_schedule(theirs: ForeignConfig, own: Defaults) -> SamplingSchedule:
-    """Levels that the pipeline gives: diffusers would step along those that a constant shift makes of them, and tell
-    the model those before. By size it cannot shift them; folders made of the authors' files say so all the same."""
-    if not theirs.take("use_dynamic_shifting", False):
-        theirs.only(shift=1.0, shift_terminal=None)
-    return _euler_schedule(theirs, own)
-
-
-_WAN = Defaults(ClipFormat(832, 480, 16.0, 81), 50, Guidance(5.0, rescale_on="velocity"), "unipc")
-_LTX = PublishedPipeline(
-    "LTXVideoTransformer3DModel",
-    "AutoencoderKLLTXVideo",
-    T5_OPTIONS["ltx"],
-    Defaults(ClipFormat(704, 512, 25.0, 161), 50, Guidance(3.0, rescale_on="velocity"), "euler", frame_times="begin"),
-    _euler_schedule,
-)
-"""The same parts, saved by either of two classes: a picture is a known latent frame."""
-PIPELINES: dict[str, PublishedPipeline] = {
-    "WanPipeline": PublishedPipeline(
-        "WanTransformer3DModel",
-        "AutoencoderKLWan",
-        T5_OPTIONS["wan"],
-        _WAN,
-        _wan_schedule,
-    ),
-    "WanImageToVideoPipeline": PublishedPipeline(
-        "WanTransformer3DModel",
-        "AutoencoderKLWan",
-        T5_OPTIONS["wan"],
-        _WAN,
-        _wan_schedule,
-    ),
-    "LTXPipeline": _LTX,
-    "LTXImageToVideoPipeline": _LTX,
-    "LTXConditionPipeline": PublishedPipeline(
-        "LTXVideoTransformer3DModel",
-        "AutoencoderKLLTXVideo",
-        replace(T5_OPTIONS["ltx"], max_tokens=256, attention="words"),
-        Defaults(
-            ClipFormat(704, 512, 25.0, 161),
-            50,
-            Guidance(3.0, rescale_on="velocity"),
-            "euler",
-            SamplingSchedule("linear_quadratic"),
-            frame_times="begin_causal",
-            keyframes="beside",
-        ),
-        _condition_schedule,
-    ),
-    "MochiPipeline": PublishedPipeline(
-        "MochiTransformer3DModel",
-        "AutoencoderKLMochi",
-        T5_OPTIONS["mochi"],
-        Defaults(
-            ClipFormat(848, 480, 30.0, 163),
-            64,
-            Guidance(4.5, rescale_on="velocity"),
-            "euler",
-            SamplingSchedule("linear_quadratic"),
-        ),
-        partial(_euler_schedule, inverted=True),
-    ),
-}
-"""By class name, as `_class_name` in model_index.json has it."""
 
 
 @dataclass(frozen=True)
@@ -189,16 +74,11 @@ def load_published_pipeline(
     name: in messages and recipes. ranks: processes between which the denoiser's matrices are divided. memory: a limit;
     weights then come when they are needed. Raises CheckpointError, and CapabilityError without `transformers`.
     """
-    kind = PIPELINES[choice("kind of pipeline", found.pipeline, PIPELINES)]
-    own = kind.defaults
-    if found.kind == "diffusers":
-        kind = as_indexed(found.path, kind)
-        defaults = replace(own, schedule=read_schedule(found.path, kind))
-    else:
-        defaults = original_defaults(found, own)
-    parts = {DENOISER: found.parts.get(DENOISER), CODEC: _codec(found, extras)}
-    for role, valid in ((DENOISER, kind.denoiser), (CODEC, kind.codec)):
-        _check_family(found.path, role, parts[role], PUBLISHED[valid].family)
+    kind, defaults = _kind(found)
+    parts = {
+        DENOISER: _of_family(found, DENOISER, found.parts.get(DENOISER), kind.denoiser),
+        CODEC: _of_family(found, CODEC, _codec(found, extras), kind.codec),
+    }
     files = _text_files(found, extras)
     reader = device if memory is None else text_device(text_cost(files, kind.text, precision), device, memory)
 
@@ -211,14 +91,7 @@ def load_published_pipeline(
     _check_kind(found, files, kind)
     _check_text(found.path, parts[DENOISER], text_encoder.width)
     stores: dict[str, FileStore] = {}
-    denoiser: Any
-    codec: Any
-    if memory is not None:
-        denoiser, stores["denoiser"] = _there(parts[DENOISER]).bare(precision)
-        codec, stores["video_codec"] = _there(parts[CODEC]).bare()
-    else:
-        denoiser = _there(parts[DENOISER]).load(device=device, dtype=precision, ranks=ranks)
-        codec = _there(parts[CODEC]).load(device=device)
+    denoiser, codec = _loaded(parts, device, precision, ranks) if memory is None else _bare(parts, precision, stores)
     _check_channels(found.path, denoiser, codec)
     defaults = replace(defaults, tea_coefficients=tea_coefficients(kind.denoiser, denoiser.config.width, denoiser))
     width = getattr(denoiser.config, "image_width", 0)
@@ -244,9 +117,27 @@ def load_published_pipeline(
     return fit_published(pipeline, place, files, stores, kind.text, memory, open_text)
 
 
-def _there(part: Part | None) -> Part:
-    assert part is not None  # `_check_family` refused it
-    return part
+def _loaded(
+    parts: Mapping[str, Part], device: torch.device, precision: torch.dtype, ranks: Ranks | None
+) -> tuple[Any, Any]:
+    """Denoiser and codec."""
+    return parts[DENOISER].load(device=device, dtype=precision, ranks=ranks), parts[CODEC].load(device=device)
+
+
+def _bare(parts: Mapping[str, Part], precision: torch.dtype, stores: dict[str, FileStore]) -> tuple[Any, Any]:
+    """Denoiser and codec without their weights, which are in `stores` then."""
+    denoiser, stores["denoiser"] = parts[DENOISER].bare(precision)
+    codec, stores["video_codec"] = parts[CODEC].bare()
+    return denoiser, codec
+
+
+def _kind(found: Found) -> tuple[PublishedPipeline, Defaults]:
+    """The kind of pipeline and how this one is sampled, by its folder's files or as its authors do."""
+    kind = PIPELINES[choice("kind of pipeline", found.pipeline, PIPELINES)]
+    if found.kind != "diffusers":
+        return kind, original_defaults(found, kind.defaults)
+    kind = as_indexed(found.path, kind)
+    return kind, replace(kind.defaults, schedule=read_schedule(found.path, kind))
 
 
 def _codec(found: Found, extras: Extras) -> Part | None:
@@ -290,38 +181,18 @@ def _image_encoder(found: Found, device: torch.device, width: int, variant: str)
     return encoder
 
 
-def as_indexed(folder: Path, kind: PublishedPipeline) -> PublishedPipeline:
-    """The kind of pipeline, with what the folder's index says of it beside its parts, which `discover` has checked.
-    Raises CheckpointError for settings that no such pipeline has."""
-    values = read_object(folder / INDEX)
-    theirs = ForeignConfig({k: v for k, v in values.items() if not isinstance(v, list)}, str(folder / INDEX))
-    theirs.ignore("boundary_ratio", "expand_timesteps")
-    masked = theirs.take("force_zeros_for_empty_prompt", False)
-    theirs.done()
-    if kind.text.empty == "encoded":
-        return kind
-    return replace(kind, text=replace(kind.text, empty="masked" if masked else "encoded"))
-
-
-def read_schedule(folder: Path, kind: PublishedPipeline) -> SamplingSchedule:
-    """The levels that the folder's scheduler stands for. Raises CheckpointError for a scheduler that is not known."""
-    values = read_object(folder / "scheduler" / "scheduler_config.json")
-    theirs = ForeignConfig(values, str(folder / "scheduler" / "scheduler_config.json"))
-    with reading_config(theirs.label):
-        schedule = kind.schedule(theirs, kind.defaults)
-    theirs.done()
-    return schedule
-
-
-def _check_family(path: Path, role: str, part: Part | None, family: str) -> None:
+def _of_family(found: Found, role: str, part: Part | None, valid: str) -> Part:
+    """The part, of the family of that class. Raises CheckpointError for another one, or none."""
+    family = PUBLISHED[valid].family
     if part is None or part.family != family:
         what = f"a model of family {part.family} as its {role}" if part is not None else f"no {role}"
-        raise CheckpointError(f"{path} holds {what}; a model of family {family} belongs there")
+        raise CheckpointError(f"{found.path} holds {what}; a model of family {family} belongs there")
+    return part
 
 
 def _check_kind(found: Found, files: T5Files, pipeline: PublishedPipeline) -> None:
-    """T5 and umT5 are of one width: of the wrong one, a clip would come that has nothing to do with its prompt. Which the
-    folder's index names is right for it."""
+    """T5 and umT5 are of one width: of the wrong one, a clip would come that has nothing to do with its prompt. The one
+    that the folder's index names is right for it."""
     wanted = "umt5" if pipeline.denoiser == "WanTransformer3DModel" else "t5"
     if found.kind == "diffusers":
         named = str(read_object(found.path / INDEX).get(TEXT))
@@ -330,8 +201,8 @@ def _check_kind(found: Found, files: T5Files, pipeline: PublishedPipeline) -> No
         raise CheckpointError(f"{files.encoder} holds a text encoder of type {files.kind}; {wanted} belongs there")
 
 
-def _check_text(path: Path, denoiser: Part | None, width: int) -> None:
-    own = denoiser.config.text_width if denoiser is not None else width
+def _check_text(path: Path, denoiser: Part, width: int) -> None:
+    own = denoiser.config.text_width
     if own != width:
         raise CheckpointError(f"the parts of {path} do not fit: text {own} of the transformer, {width} beside it")
 

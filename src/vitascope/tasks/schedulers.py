@@ -11,8 +11,8 @@ from typing import Any
 from vitascope.core.errors import CheckpointError
 from vitascope.diffusion.sampling_schedule import SamplingSchedule, ShiftBySize
 from vitascope.tasks.discover import Found
+from vitascope.tasks.kinds import PIPELINES, read_schedule
 from vitascope.tasks.original import original_defaults
-from vitascope.tasks.published import PIPELINES, read_schedule
 
 
 def schedule_of(found: Found) -> SamplingSchedule:

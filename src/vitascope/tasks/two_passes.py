@@ -23,9 +23,10 @@ from vitascope.media.frames import fit
 from vitascope.models.ltx_upsampler.model import LTXUpsampler
 from vitascope.models.published import load_published
 from vitascope.tasks.discover import UPSAMPLER
-from vitascope.tasks.generate import Clock, Generated, Report, decode_clips, recipe_of, resolve, sample
+from vitascope.tasks.generate import Clock, Generated, Report, decode_clips, sample
 from vitascope.tasks.pipeline import Pipeline
 from vitascope.tasks.request import GenerateRequest
+from vitascope.tasks.settings import recipe_of, resolve
 
 GROWTH = 2
 """Rows and columns of latents after the up-sampler for one before it."""

@@ -113,8 +113,8 @@ class MochiCodecConfig:
 
 
 def from_diffusers(values: Mapping[str, Any]) -> MochiCodecConfig:
-    """The `config.json` of an `AutoencoderKLMochi`, to decode as diffusers does (`lead`). Raises CheckpointError for that
-    of another codec."""
+    """The `config.json` of an `AutoencoderKLMochi`, to decode as diffusers does (`lead`). Raises CheckpointError for
+    that of another codec."""
     theirs = ForeignConfig(values, "the configuration of the Mochi codec")
     steps = theirs.take("temporal_expansions", (1, 2, 3))
     theirs.only(in_channels=15, out_channels=3, act_fn="silu", spatial_expansions=(2,) * len(steps))
