@@ -82,7 +82,10 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """Where the figures come from."""
-    commit, changed = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "-uno")
+    commit, changed = (
+        _git("rev-parse", "HEAD"),
+        _git("status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results"),
+    )
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "commit": commit + ("+changes" if changed else ""),
