@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 from folders import whole, write_folder
-from measure import RESULTS, machine, p95, write_results
+from measure import earlier_rows, machine, p95, write_results
 from peers import DTYPES, SIDES, WORDS, Run, Setting, codec, step
 
 from vitascope.core.freed_memory import release_freed_memory
@@ -196,7 +196,7 @@ def measure_folder(name: str, dtype: str, rounds: int) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="+", default=None)
+    parser.add_argument("--only", nargs="+", default=None, choices=[*CASES, *FULL_CASES, *FOLDERS], metavar="CASE")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtypes", nargs="+", default=None, choices=DTYPES)
     parser.add_argument("--device", default="cpu")
@@ -222,19 +222,7 @@ def main() -> None:
     label = {"compiled": True} if arguments.compiled else {}
     rows = [{**row, **label, "commit": machine(device)["commit"]} for row in rows]
     results = "public_models_gpu" if on_gpu else "public_models"
-    write_results(results, device, [*_earlier(results, rows), *rows])
-
-
-def _earlier(results: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of the results that are not measured anew."""
-    path = RESULTS / f"{results}.json"
-    anew = {_key(row) for row in rows}
-    known = json.loads(path.read_text())["rows"] if path.is_file() else []
-    return [row for row in known if _key(row) not in anew]
-
-
-def _key(row: dict[str, Any]) -> tuple[object, ...]:
-    return row["what"], row["dtype"], row.get("compiled", False)
+    write_results(results, device, [*earlier_rows(results, rows, "what", "dtype", "compiled"), *rows])
 
 
 if __name__ == "__main__":
