@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 import pytest
 import torch
@@ -43,6 +44,18 @@ def test_one_process_is_a_group_too_and_leaves_it(port: str) -> None:
         assert torch.equal(ranks.gather(x, [3], 0), x)
         assert (ranks.rank, ranks.size, ranks.is_first, ranks.device.type) == (0, 1, True, "cpu")
     assert not dist.is_initialized()
+
+
+def test_no_thread_of_the_group_outlives_it(port: str) -> None:
+    def threads() -> int:
+        names = [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]
+        return sum("gloo" in name for name in names)
+
+    before = threads()
+    with joined({**STARTED, "MASTER_PORT": port}, "cpu", patience_s=60.0) as ranks:
+        ranks.sum(torch.ones(1))
+        assert threads() > before or not Path("/proc/self/task").is_dir()  # Linux tells
+    assert threads() == before
 
 
 def test_others_that_do_not_come(port: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -39,6 +40,7 @@ def joined(environment: Mapping[str, str], device: str = "auto", patience_s: flo
             world_size=size,
             rank=rank,
             device_id=place if place.type == "cuda" else None,
+            pg_options=_gloo(patience_s) if place.type == "cpu" else None,
         )
     except dist.DistError as error:
         reason = str(error).splitlines()[0]
@@ -47,6 +49,16 @@ def joined(environment: Mapping[str, str], device: str = "auto", patience_s: flo
         yield Ranks(rank, size, place)
     finally:
         dist.destroy_process_group()
+
+
+def _gloo(patience_s: float) -> Any:
+    """Options with a device of their own. The one that gloo shares between groups keeps its thread until the process
+    ends, and now and then that thread outlives what it works on: the process then aborts after all its work is done."""
+    gloo: Any = dist.ProcessGroupGloo
+    options = gloo._Options()
+    options._devices = [gloo.create_default_device()]
+    options._timeout = timedelta(seconds=patience_s)
+    return options
 
 
 def _place(environment: Mapping[str, str]) -> tuple[int, int, int]:
