@@ -40,9 +40,9 @@ def filled(model: Any, seed: int) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def ours(theirs: nn.Module, **changes: Any) -> Any:
+def ours(theirs: Any, **changes: Any) -> Any:
     """Our model with the weights of theirs, as its configuration says it; `changes` are of that."""
-    values: dict[str, Any] = {**getattr(theirs, "config"), "_class_name": type(theirs).__name__, **changes}  # noqa: B009
+    values: dict[str, Any] = {**theirs.config, "_class_name": type(theirs).__name__, **changes}
     part = PUBLISHED[values["_class_name"]]
     config = named(part.config)(values)
     assert named(part.config)(named(part.write)(config)) == config

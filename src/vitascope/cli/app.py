@@ -19,7 +19,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import vitascope
-from vitascope.core.errors import VitascopeError
+from vitascope.core.errors import VitascopeError, is_out_of_memory
 
 DONE, FAULT, REFUSED, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
@@ -96,12 +96,6 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
         function = getattr(importlib.import_module(f"vitascope.cli.{verb}"), verb) if verb == chosen else _not_loaded
         app.command(verb, help=None if verb == chosen else help_line)(function)
     return app
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch raised this for lack of memory: on a GPU it has a type of its own, on the CPU only a text."""
-    text = str(error)
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "DefaultCPUAllocator" in text)
 
 
 def _print_version(asked: bool) -> None:

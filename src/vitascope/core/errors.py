@@ -55,3 +55,9 @@ def choice(name: str, value: str, valid: Iterable[str]) -> str:
     if value not in options:
         raise InputError(f"{name} {value!r} is not known; valid values: {', '.join(options)}")
     return value
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch raised this for lack of memory: on a GPU it has a type of its own, on the CPU only a text."""
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "DefaultCPUAllocator" in text)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vitascope.core.errors import CapabilityError, CheckpointError, VitascopeError, choice
+from vitascope.core.errors import CapabilityError, CheckpointError, VitascopeError, choice, is_out_of_memory
 from vitascope.models.parts import close
 from vitascope.weights.foreign import read_object
 from vitascope.weights.sources import TensorSource, open_source
@@ -116,7 +116,9 @@ def loading(what: str) -> Iterator[None]:
             yield
     except (VitascopeError, MemoryError):
         raise
-    except Exception as error:  # whatever the code of others raises on files of others
+    except Exception as error:  # tokenizers raises no narrower class for a damaged file
+        if is_out_of_memory(error):
+            raise  # the files are not to blame
         raise CheckpointError(f"{what} cannot be loaded: {_one_line(error)[:200]}") from error
     finally:
         logging.set_verbosity(verbosity)

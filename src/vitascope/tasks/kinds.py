@@ -74,7 +74,14 @@ def _condition_schedule(theirs: ForeignConfig, own: Defaults) -> SamplingSchedul
     return _euler_schedule(theirs, own)
 
 
-_WAN = Defaults(ClipFormat(832, 480, 16.0, 81), 50, Guidance(5.0, rescale_on="velocity"), "unipc")
+_WAN = PublishedPipeline(
+    "WanTransformer3DModel",
+    "AutoencoderKLWan",
+    T5_OPTIONS["wan"],
+    Defaults(ClipFormat(832, 480, 16.0, 81), 50, Guidance(5.0, rescale_on="velocity"), "unipc"),
+    _wan_schedule,
+)
+"""Whether it starts from pictures is the transformer's to say."""
 _LTX = PublishedPipeline(
     "LTXVideoTransformer3DModel",
     "AutoencoderKLLTXVideo",
@@ -84,20 +91,8 @@ _LTX = PublishedPipeline(
 )
 """The same parts, saved by either of two classes: a picture is a known latent frame."""
 PIPELINES: dict[str, PublishedPipeline] = {
-    "WanPipeline": PublishedPipeline(
-        "WanTransformer3DModel",
-        "AutoencoderKLWan",
-        T5_OPTIONS["wan"],
-        _WAN,
-        _wan_schedule,
-    ),
-    "WanImageToVideoPipeline": PublishedPipeline(
-        "WanTransformer3DModel",
-        "AutoencoderKLWan",
-        T5_OPTIONS["wan"],
-        _WAN,
-        _wan_schedule,
-    ),
+    "WanPipeline": _WAN,
+    "WanImageToVideoPipeline": _WAN,
     "LTXPipeline": _LTX,
     "LTXImageToVideoPipeline": _LTX,
     "LTXConditionPipeline": PublishedPipeline(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vitascope.core.errors import CapabilityError, CheckpointError, InputError, PromptError
 from vitascope.core.protocols import TextEncoder
-from vitascope.models.pretrained import QUANTISERS
+from vitascope.models.pretrained import QUANTISERS, loading
 from vitascope.models.text.t5 import options as t5_options
 from vitascope.models.text.t5.encoder import PROMPTS_AT_ONCE, T5TextEncoder, load_t5, open_t5
 from vitascope.models.text.t5.options import T5_OPTIONS, T5Options, clean_web_text
@@ -231,3 +231,11 @@ def test_quantisers_are_known_by_name_and_need_their_package(
             open_t5(text_folders / "t5", T5_OPTIONS["ltx"], cache=None, quantise=name, device="cuda")
     with pytest.raises(CapabilityError, match="'bnb_nf4' needs a GPU"):
         load_t5(text_folders / "t5", T5_OPTIONS["ltx"], quantise="bnb_nf4")
+
+
+@pytest.mark.parametrize("text", ["CUDA out of memory. Tried to allocate 9 GiB", "DefaultCPUAllocator: can't allocate"])
+def test_a_lack_of_memory_is_not_said_to_be_the_files(text: str) -> None:
+    with pytest.raises(RuntimeError, match=text[:12]), loading("an encoder"):
+        raise RuntimeError(text)
+    with pytest.raises(CheckpointError, match=r"an encoder cannot be loaded: .*no such layer"), loading("an encoder"):
+        raise RuntimeError("no such layer")
