@@ -20,6 +20,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,14 @@ from vitascope.core.errors import InputError
 from vitascope.core.freed_memory import return_freed_memory
 from vitascope.core.memory import held_bytes, parse_bytes
 from vitascope.core.shapes import ClipFormat
+from vitascope.tasks.discover import UPSAMPLER
 from vitascope.tasks.fitting import MemoryLimit
 from vitascope.tasks.generate import generate
 from vitascope.tasks.load import load_pipeline
 from vitascope.tasks.lora import apply_loras
 from vitascope.tasks.memory import MemoryPlan
 from vitascope.tasks.request import GenerateRequest, Given, Keyframe
+from vitascope.tasks.two_passes import generate_in_two_passes, load_upsampler
 
 PROMPT = "a red ball"
 SLACK = 1.02
@@ -45,10 +48,11 @@ SLACK = 1.02
 TOO_LITTLE = 100 * 10**6
 """More than is taken before a model, and less than any clip here takes."""
 TEXT_WIDTH = 512
+UPSAMPLERS = "diffusers.pipelines.ltx.modeling_latent_upsampler"
 
 
 def _peer(name: str, package: str = "diffusers") -> Any:
-    return getattr(__import__(package), name)
+    return getattr(import_module(package), name)
 
 
 # Folders as diffusers writes them
@@ -106,7 +110,7 @@ class Case:
     """A pipeline of diffusers with what makes its denoiser and codec, the clip, and what is asked for beside it.
 
     text_layers: of its T5. cached: the prompts' embeddings are on the disk. lora: one for all layers is merged.
-    keyframes: times of given pictures in s.
+    keyframes: times of given pictures in s. passes: made small, its latents enlarged, and made anew.
     """
 
     pipeline: str
@@ -118,6 +122,7 @@ class Case:
     cached: bool = True
     lora: bool = False
     keyframes: tuple[float, ...] = ()
+    passes: bool = False
     options: dict[str, Any] = field(default_factory=dict)
     extra: Callable[[], dict[str, Any]] = dict
 
@@ -147,6 +152,10 @@ class Case:
         parts["text_encoder"].to(torch.bfloat16)
         if self.lora:
             _write_lora(root, parts["transformer"])
+        if self.passes:
+            _peer("LTXLatentUpsamplerModel", UPSAMPLERS)(mid_channels=256, num_blocks_per_stage=2).save_pretrained(
+                root / UPSAMPLER
+            )
         _peer(self.pipeline)(scheduler=scheduler, **parts).save_pretrained(root)
 
     def request(self) -> GenerateRequest:
@@ -192,6 +201,7 @@ CASES: dict[str, Case] = {
         LTX, pipeline="LTXConditionPipeline", keyframes=(0.0, 1.0), lora=True,
         options={"step_cache": StepCaching("tea", 0.05), **STG, "stg_by": "block", "num_inference_steps": 3},
     ),
+    "ltx in two passes": replace(LTX, clip=ClipFormat(576, 384, 24.0, 33), passes=True),
     "mochi": MOCHI,
     "mochi options": replace(MOCHI, lora=True, options={"step_cache": StepCaching("first_block", 0.05), **STG}),
 }  # fmt: skip
@@ -232,7 +242,11 @@ def point(case: Case, folder: Path, device: torch.device, limit: int, lossy: boo
             str(folder), str(device), case.precision, text_cache=folder / "texts" if case.cached else None, memory=kept
         )
         pipeline = apply_loras(pipeline, [str(folder / "lora.safetensors")] if case.lora else [])
-        use = generate(pipeline, case.request()).memory
+        if case.passes:
+            upsampler = load_upsampler(folder, device, memory=pipeline.memory)
+            use = generate_in_two_passes(pipeline, upsampler, case.request()).memory
+        else:
+            use = generate(pipeline, case.request()).memory
     except _Enough as enough:
         plan = enough.plan
         return {"peak": plan.peak, "taken": limit - plan.limit}

@@ -120,7 +120,7 @@ def test_layer_norm_gives_mean_0_and_variance_1_in_float32() -> None:
 
 @pytest.mark.parametrize("rows", [0, 1, 7])
 def test_a_channel_norm_in_parts_is_that_of_all_at_once(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resnet, "_AT_ONCE", 40)
+    monkeypatch.setattr("vitascope.ops.parts.CPU_VALUES", 40)
     norm, x = resnet.ChannelNorm(4), torch.randn(1, 2, rows, 5, 4)
     nn.init.normal_(norm.weight)
     expected = norm(x)

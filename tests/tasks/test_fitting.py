@@ -26,8 +26,9 @@ from vitascope.models.offload.offloaded import Layers
 from vitascope.models.offload.stores import FileStore, same_names
 from vitascope.models.wan.config import WanConfig
 from vitascope.models.wan.model import WanDenoiser
-from vitascope.tasks.fitting import Fitted, MemoryLimit, OnDemand, clips_of, fit_parts, text_device
-from vitascope.tasks.footprint import Clips, PipelineCosts
+from vitascope.tasks.clips import Clips, clips_of
+from vitascope.tasks.fitting import Fitted, MemoryLimit, OnDemand, fit_parts, text_device
+from vitascope.tasks.footprint import PipelineCosts
 from vitascope.tasks.generate import generate
 from vitascope.tasks.load import load_pipeline
 from vitascope.tasks.memory import MemoryPlan

@@ -19,8 +19,8 @@ from vitascope.models.offload.offloaded import WHOLE, Layers
 from vitascope.models.text.cache import CachedTextEncoder
 from vitascope.models.text.t5.encoder import T5Files, open_t5
 from vitascope.models.text.t5.options import T5Options
+from vitascope.tasks.clips import Clips
 from vitascope.tasks.fitting import Fitted, MemoryLimit
-from vitascope.tasks.footprint import Clips
 from vitascope.tasks.load import load_pipeline
 from vitascope.tasks.memory import MemoryPlan
 from vitascope.tasks.pipeline import Pipeline

@@ -28,6 +28,7 @@ class Made:
     text_mb: int = 400
     text_layer_mb: int = 0
     layer_mb: int = 50
+    enlarger_mb: int = 0
     exact_storages: Sequence[Storage] = ()
     decodings: Sequence[Decoding] = (
         Decoding(), Decoding(1), Decoding(1, Tiling(32, 12)), Decoding(1, Tiling(16, 6))
@@ -67,6 +68,9 @@ class Made:
     def denoise(self, together: bool) -> int:
         self.asked.append("denoise")
         return (200 if together else 120) * MB
+
+    def enlarge(self) -> StagePeak | None:
+        return StagePeak("enlarge", self.enlarger_mb * MB, 50 * MB) if self.enlarger_mb else None
 
     def decode(self, how: Decoding) -> StagePeak:
         self.asked.append("decode")
@@ -192,6 +196,19 @@ def test_a_text_encoder_comes_layer_by_layer_only_where_the_whole_does_not_fit()
     assert plan(310, Made(text_mb=4000, text_layer_mb=4, layer_mb=1, decodings=large["decodings"])).text.group == 8
     with pytest.raises(InputError, match=r"stage 'text' needs 4\.02 GB"):
         plan(1020, Made(text_mb=4000))
+
+
+def test_an_up_sampler_stands_between_the_passes_and_is_counted_wherever_parts_are() -> None:
+    costs = Made(enlarger_mb=500)
+    together = plan(3000, costs)
+    assert together.together
+    enlarge = together.stages[-2]
+    assert (enlarge.name, enlarge.weights, enlarge.working) == ("enlarge", 1400 * MB, 50 * MB)
+    apart = plan(900, costs)
+    assert [stage.name for stage in apart.stages] == ["text", "denoise", "enlarge", "decode"]
+    assert apart.stages[2].total == 550 * MB
+    with pytest.raises(InputError, match=r"the stage 'enlarge' needs 550 MB .*give 550 MB, or a smaller size"):
+        plan(540, costs)
 
 
 def test_a_plan_is_a_short_table() -> None:

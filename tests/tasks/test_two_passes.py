@@ -15,12 +15,17 @@ from torch import Tensor, nn
 
 from vitascope.caches.steps import StepCaching
 from vitascope.core.errors import CapabilityError, CheckpointError, InputError, ShapeError
+from vitascope.core.memory import held_bytes
 from vitascope.core.random import derive_seed, generator
 from vitascope.core.shapes import ClipFormat
 from vitascope.core.tracks import VIDEO
 from vitascope.diffusion.samplers import Step
 from vitascope.models.ltx_upsampler.config import LTXUpsamplerConfig
 from vitascope.models.ltx_upsampler.model import LTXUpsampler
+from vitascope.tasks.fitting import Fitted, MemoryLimit
+from vitascope.tasks.generate import generate
+from vitascope.tasks.load import load_pipeline
+from vitascope.tasks.memory import MemoryPlan
 from vitascope.tasks.pipeline import Pipeline
 from vitascope.tasks.request import GenerateRequest, Given
 from vitascope.tasks.two_passes import (
@@ -85,6 +90,35 @@ def test_the_cache_counts_over_both_passes(ltx: Any, upsampler: Any) -> None:
     request = replace(REQUEST, step_cache=StepCaching("tea", 100.0, 0, 0))
     made = generate_in_two_passes(ltx["conditions"].ours, upsampler[1], request, TwoPasses(levels=(0.9, 0.5)))
     assert made.skipped_share == pytest.approx(3 / 5)  # all but the first step of each
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_limit_of_memory_holds_for_both_passes(
+    together: bool, ltx: Any, upsampler: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair, plans, passes = ltx["conditions"], list[MemoryPlan](), TwoPasses(levels=(0.9, 0.5))
+    expected = generate_in_two_passes(pair.ours, upsampler[1], REQUEST, passes).clip.frames
+    upsampler[0].save_pretrained(tmp_path)
+    if not together:  # as with large weights
+        monkeypatch.setattr("vitascope.tasks.memory._all_together", lambda costs, limit: None)
+    limit = MemoryLimit(held_bytes(torch.device("cpu")) + 500 * 10**6, on_plan=plans.append)
+    limited = load_pipeline(pair.ours.name, "cpu", "fp32", memory=limit)
+    assert isinstance(limited.memory, Fitted)
+    with pytest.raises(InputError, match="the up-sampler comes by load_upsampler"):
+        generate_in_two_passes(limited, upsampler[1], REQUEST, passes)
+    made = generate_in_two_passes(limited, load_upsampler(tmp_path, memory=limited.memory), REQUEST, passes)
+    assert torch.equal(made.clip.frames, expected)
+    (plan,) = plans
+    assert plan.together == together
+    assert [stage.name for stage in plan.stages] == ["text", "denoise", "enlarge", "decode"]
+    assert made.memory is not None
+    assert set(made.memory.measured) == {"text", "denoise", "enlarge", "decode"}
+    assert [name for name, part in limited.memory.parts.items() if part.present] == (
+        ["denoiser", "video_codec", "latent_upsampler"] if together else ["video_codec"]
+    )
+    # the same pipeline makes clips in one pass after it
+    plain = replace(REQUEST, format=replace(FORMAT, width_px=64))
+    assert torch.equal(generate(limited, plain).clip.frames, generate(pair.ours, plain).clip.frames)
 
 
 def test_statistics_and_tones() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vitascope.core.errors import CapabilityError, InputError
+from vitascope.core.errors import InputError
 
 if TYPE_CHECKING:
     from vitascope.diffusion.samplers import Step
@@ -94,14 +94,12 @@ class SecondPass:
         return TwoPasses(adain=self.adain, tone_map=self.tone_map, **more)
 
     def load(self, pipeline: Pipeline) -> LTXUpsampler | None:
-        """The up-sampler, if there is to be a second pass. Raises CheckpointError, CapabilityError."""
+        """The up-sampler, if there is to be a second pass. Raises CheckpointError."""
         if not self.upsampler:
             return None
         from vitascope.tasks.two_passes import load_upsampler
 
-        if pipeline.memory is not None:
-            raise CapabilityError("two passes are not planned for: leave out --memory or --upsampler")
-        return load_upsampler(self.upsampler, pipeline.device)
+        return load_upsampler(self.upsampler, pipeline.device, memory=pipeline.memory)
 
 
 def make_clip(

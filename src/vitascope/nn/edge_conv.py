@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from vitascope.nn.causal_conv import Kernel, TailCache
 from vitascope.nn.resnet import silu
+from vitascope.ops.parts import in_parts, part_size
 
 Total = Callable[[Tensor], Tensor]
 """A tensor to its sum over all processes."""
-_AT_ONCE = 2**18
-"""Values that are squared at a time: what is worked out between is small, and stays in a processor's caches."""
 
 
 class EdgeCache(TailCache):
@@ -105,16 +104,16 @@ class FrameGroupNorm(nn.GroupNorm):
         if total is None and not input.is_cpu:
             frames = input.flatten(0, 1).movedim(-1, 1)
             return super().forward(frames).movedim(1, -1).unflatten(0, input.shape[:2])
-        sum_up, x_BTHWC = total or (lambda part: part), input.float()
-        cells = x_BTHWC.shape[2] * x_BTHWC.shape[3] * (self.num_channels // self.num_groups)
-        sums_BTG = self._by_group(x_BTHWC.sum((2, 3)))
+        sum_up, bias = total or (lambda part: part), self.bias.float()
+        cells = input.shape[2] * input.shape[3] * (self.num_channels // self.num_groups)
+        sums_BTG = self._by_group(_sums(lambda part: part, input))
         count_BTG = sum_up(torch.full_like(sums_BTG, cells))
-        centred = x_BTHWC - self._by_channel(sum_up(sums_BTG) / count_BTG)
-        variance_BTG = sum_up(self._by_group(_sum_of_squares(centred))) / count_BTG
+        mean = self._by_channel(sum_up(sums_BTG) / count_BTG)
+        variance_BTG = sum_up(self._by_group(_sums(lambda part: (part - mean).square(), input))) / count_BTG
         scale = self._by_channel(torch.rsqrt(variance_BTG + self.eps)) * self.weight.float()
-        if torch.is_grad_enabled():
-            return (centred * scale + self.bias.float()).to(input.dtype)
-        return centred.mul_(scale).add_(self.bias.float()).to(input.dtype)
+        return in_parts(
+            lambda part, mean, scale: torch.addcmul(bias, part.float() - mean, scale).to(part.dtype), input, mean, scale
+        )
 
     def _by_group(self, sums_BTC: Tensor) -> Tensor:
         return sums_BTC.unflatten(-1, (self.num_groups, -1)).sum(-1)
@@ -124,12 +123,10 @@ class FrameGroupNorm(nn.GroupNorm):
         return values_BTG.repeat_interleave(self.num_channels // self.num_groups, -1)[:, :, None, None]
 
 
-def _sum_of_squares(x_BTHWC: Tensor) -> Tensor:
-    """Over the cells of each frame, (B, T, C); the squares of a few rows at a time."""
-    if torch.is_grad_enabled():
-        return x_BTHWC.square().sum((2, 3))
-    rows = max(1, _AT_ONCE * x_BTHWC.shape[2] // max(1, x_BTHWC.numel()))
-    return torch.stack([part.square().sum((2, 3)) for part in x_BTHWC.split(rows, 2)]).sum(0)
+def _sums(work: Callable[[Tensor], Tensor], x_BTHWC: Tensor) -> Tensor:
+    """Of `work(x)`, in fp32, over the cells of each frame: (B, T, C); a few rows at a time."""
+    parts = x_BTHWC.split(part_size(x_BTHWC, 2), 2)
+    return torch.stack([work(part.float()).sum((2, 3)) for part in parts]).sum(0)
 
 
 class GroupResidualBlock(nn.Module):
@@ -142,4 +139,5 @@ class GroupResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, cache: EdgeCache | None = None) -> Tensor:
         h = self.conv1(silu(self.norm1(x)), cache)
-        return x + self.conv2(silu(self.norm2(h)), cache)
+        h = self.conv2(silu(self.norm2(h)), cache)
+        return x + h if torch.is_grad_enabled() else h.add_(x)

@@ -7,9 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitascope.nn.causal_conv import CausalConv3d, Kernel, TailCache
-
-_AT_ONCE = 2**18
-"""Values that are scaled at a time: what is worked out between is small, and stays in a processor's caches."""
+from vitascope.ops.parts import part_size
 
 
 class ChannelNorm(nn.Module):
@@ -25,7 +23,7 @@ class ChannelNorm(nn.Module):
         if torch.is_grad_enabled():
             return x * self._scale(x) * weight
         out = torch.empty_like(x)
-        rows = max(1, _AT_ONCE * x.shape[-3] // max(1, x.numel()))
+        rows = part_size(x, -3)
         for part, place in zip(x.split(rows, -3), out.split(rows, -3), strict=True):
             torch.mul(part, self._scale(part), out=place).mul_(weight)
         return out

@@ -17,6 +17,14 @@ GPU_VALUES = 2**23
 """Of a part elsewhere: enough for a launch to be worth it."""
 
 
+def part_size(x: Tensor, dim: int) -> int:
+    """Of `x` along `dim`, how much there is in a part that caches hold; all of it with gradients."""
+    if torch.is_grad_enabled():
+        return max(1, x.shape[dim])
+    values = CPU_VALUES if x.device.type == "cpu" else GPU_VALUES
+    return max(1, values * x.shape[dim] // max(1, x.numel()))
+
+
 def in_parts(work: Callable[..., Tensor], x: Tensor, *others: Tensor) -> Tensor:
     """`work(x, *others)`, which keeps the shape and dtype of `x` and treats every row (last axis) by itself.
 
@@ -25,9 +33,8 @@ def in_parts(work: Callable[..., Tensor], x: Tensor, *others: Tensor) -> Tensor:
     """
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.ndim < 2:
         return work(x, *others)
-    values = CPU_VALUES if x.device.type == "cpu" else GPU_VALUES
     size, negated = max((size, -index) for index, size in enumerate(x.shape[:-1]))
-    dim, rows = -negated - x.ndim, max(1, values * size // max(1, x.numel()))
+    dim, rows = -negated - x.ndim, part_size(x, -negated)
     if rows >= size:
         return work(x, *others)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)

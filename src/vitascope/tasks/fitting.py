@@ -25,8 +25,8 @@ from vitascope.models.pretrained import import_pretrained
 from vitascope.models.text.t5.encoder import PROMPTS_AT_ONCE, T5Files
 from vitascope.models.text.t5.options import T5Options
 from vitascope.nn.storage import Storage
-from vitascope.tasks.footprint import Clips, PipelineCosts
-from vitascope.tasks.known import num_beside
+from vitascope.tasks.clips import Clips, clips_of, longest_of
+from vitascope.tasks.footprint import PipelineCosts
 from vitascope.tasks.memory import MemoryPlan, MemoryUse, StagePeak, check_fits, choose_plan, choose_text
 from vitascope.tasks.pipeline import Pipeline
 from vitascope.tasks.request import GenerateRequest
@@ -94,9 +94,23 @@ class Fitted:
         """Of the clips made last."""
         return None if self._shown is None else MemoryUse(self._shown, dict(self._measured))
 
-    def fit(self, pipeline: Pipeline, requests: Sequence[GenerateRequest], guided: bool) -> Pipeline:
-        """The pipeline as it should make these clips. Raises InputError where no plan keeps the limit."""
-        clips = clips_of(pipeline, requests, guided)
+    def add(self, name: str, module: nn.Module, store: FileStore) -> None:
+        """One more part, or another one of that name: on the meta device, its weights in `store`."""
+        self._forget()
+        if name in self.parts:
+            self.parts[name].away()
+        self.parts[name] = _part(name, module, store, self.device)
+
+    def fit(
+        self,
+        pipeline: Pipeline,
+        requests: Sequence[GenerateRequest],
+        guided: bool,
+        enlarged_from: tuple[int, int] | None = None,
+    ) -> Pipeline:
+        """The pipeline as it should make these clips. enlarged_from: rows and columns of latents that are enlarged to
+        theirs by the part "latent_upsampler". Raises InputError where no plan keeps the limit."""
+        clips = replace(clips_of(pipeline, requests, guided), enlarged_from=enlarged_from)
         if clips not in self._plans:
             costs = self._costs(pipeline, clips)
             self._plans[clips] = self._settled(
@@ -127,7 +141,7 @@ class Fitted:
         if not prompts:
             return
         count, step = min(len(prompts), PROMPTS_AT_ONCE), len(prompts)
-        longest = _longest(prompts)
+        longest = longest_of(prompts)
         layers, stage = self._text_of(pipeline, count, longest)
         while stage is not None and stage.total > self.room and count > 1:
             count = step = count // 2
@@ -150,6 +164,10 @@ class Fitted:
         part.away()
         part.store = with_updates(part.store, part.module, updates)
         self._exact_storages = ()  # the sums are no numbers of bf16 any more
+        self._forget()
+
+    def _forget(self) -> None:
+        """All plans: parts are not what they were made for."""
         self._plans.clear()
         self._plan = self._shown = None
 
@@ -241,11 +259,6 @@ class OnDemand:
             gc.collect()  # its parts may refer to each other
 
 
-def _longest(prompts: Sequence[str]) -> int:
-    """In bytes."""
-    return max(len(prompt.encode("utf-8", "replace")) for prompt in prompts)
-
-
 def _read_ahead(plan: MemoryPlan, stage: StagePeak, layers: Layers) -> MemoryPlan:
     """The plan with what was planned for prompts that were read before."""
     own = next((other for other in plan.stages if other.name == stage.name), None)
@@ -254,47 +267,10 @@ def _read_ahead(plan: MemoryPlan, stage: StagePeak, layers: Layers) -> MemoryPla
     return replace(plan, stages=tuple(stage if other is own else other for other in plan.stages), text=layers)
 
 
-def clips_of(pipeline: Pipeline, requests: Sequence[GenerateRequest], guided: bool) -> Clips:
-    """What of some requests says how much memory they take."""
-    first, own = requests[0], pipeline.defaults.guidance
-    stride, frames = pipeline.video_codec.strides.time, 0
-    perturbed = own.perturbed if first.stg_scale is None else first.stg_scale
-    read, prompts = None, [request.prompt for request in requests]
-    prompts += [request.negative_prompt for request in requests] if guided else []
-    if isinstance(pipeline.text_encoder, KeepsTexts):
-        read = len(pipeline.text_encoder.missing(prompts))
-    for given in (request.given for request in requests):
-        if given.video is not None or pipeline.denoiser.capabilities.condition_channels:
-            frames = first.format.num_frames
-            continue
-        if given.past is not None:
-            frames = max(frames, len(given.past))
-        if given.keyframes:
-            # a latent frame after the first holds several: a picture in its place stands still for them
-            inside = pipeline.defaults.keyframes != "beside"
-            later = inside and any(round(shown.time_s * first.format.fps) for shown in given.keyframes)
-            frames = max(frames, 1 + stride * later)
-        frames = max(frames, *(len(shot.frames) for shot in given.shots), 0)
-    return Clips(
-        first.format,
-        len(requests),
-        guided,
-        read,
-        _longest(prompts),
-        first.given.camera is not None,
-        frames,
-        max(num_beside(pipeline, first.format, request.given) for request in requests),
-        None if first.step_cache is None else first.step_cache.kind,
-        (first.stg_by or own.perturbation) if perturbed else None,
-    )
-
-
 def fit_parts(pipeline: Pipeline, stores: Mapping[str, FileStore], limit: MemoryLimit, **more: Any) -> Pipeline:
     """A pipeline whose parts are on the meta device, with weights that come from `stores`. more: as `Fitted` has it."""
-    device, parts = pipeline.device, {}
-    for name, store in stores.items():
-        module: Any = getattr(pipeline, name)
-        parts[name] = Offloaded(module, _near(store, module, device), device, WHOLE, _regions(name, module))
+    device = pipeline.device
+    parts = {name: _part(name, getattr(pipeline, name), store, device) for name, store in stores.items()}
     return replace(pipeline, memory=Fitted(parts, device, limit, **more))
 
 
@@ -331,6 +307,10 @@ def text_device(text: TextCost, device: torch.device, limit: MemoryLimit) -> tor
     """Where prompts are read: on the CPU where the encoder alone would take the GPU's limit."""
     fits = text.weights + text.working(2, None, torch.float32) < limit.num_bytes
     return device if fits or device.type == "cpu" else torch.device("cpu")
+
+
+def _part(name: str, module: nn.Module, store: FileStore, device: torch.device) -> Offloaded:
+    return Offloaded(module, _near(store, module, device), device, WHOLE, _regions(name, module))
 
 
 def _near(store: FileStore, module: nn.Module, device: torch.device) -> Store:

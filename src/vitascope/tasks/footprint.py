@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, partial
 from inspect import signature
 from math import prod
@@ -16,15 +16,17 @@ import torch
 from torch import nn
 
 from vitascope.caches.steps import Kind, StepCache, StepCaching
-from vitascope.core.shapes import ClipFormat, latent_frames, num_audio_latents
+from vitascope.core.shapes import latent_frames, num_audio_latents
 from vitascope.core.tracks import AUDIO, VIDEO, TextContext, Track
-from vitascope.diffusion.guidance import Guidance, GuidedDenoiser, Perturbation, busy_values
+from vitascope.diffusion.guidance import Guidance, GuidedDenoiser, busy_values
 from vitascope.models.codecs.decoding import AS_IT_IS, Decoding, Streams, Tiles, decode_frames
 from vitascope.models.offload.offloaded import IN_TURN, WHOLE, Layers, Offloaded, WeightBytes
 from vitascope.models.text.t5.encoder import PROMPTS_AT_ONCE
 from vitascope.nn.footprint import Footprint, footprint, hollow, without_values
 from vitascope.nn.storage import Storage
 from vitascope.nn.tiling import Tiling
+from vitascope.tasks.clips import Clips
+from vitascope.tasks.discover import UPSAMPLER
 from vitascope.tasks.memory import StagePeak
 from vitascope.tasks.pipeline import Pipeline
 from vitascope.tasks.text_cost import TextCost
@@ -33,33 +35,12 @@ STEADY_FRAMES = 6
 """Latent frames, at least, after which a codec that goes chunk by chunk holds no more than before."""
 SAMPLER_COPIES = 8
 """Times the tracks that samplers hold beside a call of the denoiser, in fp32: two estimates back, what is combined."""
+ENLARGED_COPIES = 4
+"""Times the latents of a clip, in fp32, that are held around its up-sampler: as they came, as they go, statistics."""
 KERNEL_BYTES = {"cpu": 24 << 20, "cuda": 96 << 20}
 """What libraries of kernels take for themselves: workspaces and packed matrices, beside all tensors."""
 TILES = (48, 32, 24, 16, 12, 8)
 """Sides of tiles in latents, tried from the largest."""
-
-
-@dataclass(frozen=True)
-class Clips:
-    """What is made: clips of one format, and what of it follows from the request.
-
-    guided: with an unconditional half. read: prompts that the text encoder has to read; None for all.
-    longest: bytes of the longest prompt; None for the most there may be.
-    encoded_frames: frames that the codec reads at a time, 0 for none. beside: latent frames that stand beside those of
-    the clip. step_cache: the kind of one, if there is one. perturbed: how layers are disabled for a branch of guidance,
-    if there is such a branch.
-    """
-
-    format: ClipFormat
-    count: int = 1
-    guided: bool = True
-    read: int | None = None
-    longest: int | None = None
-    camera: bool = False
-    encoded_frames: int = 0
-    beside: int = 0
-    step_cache: Kind | None = None
-    perturbed: Perturbation | None = None
 
 
 class _Anew(StepCache):
@@ -90,6 +71,7 @@ class PipelineCosts:
         self._kernels = KERNEL_BYTES.get(pipeline.device.type, KERNEL_BYTES["cuda"])
         self.denoise, self.decode = cache(self._denoise), cache(self._decode)
         self.encode, self.text = cache(self._encode), cache(self._text_stage)
+        self.enlarge = cache(self._enlarge)
         self._reading = cache(self._text_working)
 
     @property
@@ -167,6 +149,21 @@ class PipelineCosts:
             working = reading + 2 * pixels.numel() * pixels.element_size()
         return StagePeak("encode", self._weights("video_codec"), working + self._packed("video_codec"))
 
+    def _enlarge(self) -> StagePeak | None:
+        """The codec has the statistics of its latents there before and after, the up-sampler its weights between."""
+        rows = self.clips.enlarged_from
+        if rows is None:
+            return None
+        codec, part = self.pipeline.video_codec, self.parts[UPSAMPLER]
+        with without_values():
+            bare = self._bare(part.module)
+            frames = latent_frames(self.clips.format.num_frames, codec.strides.time)
+            latents = torch.empty(1, codec.latent_channels, frames, *rows)
+            working = footprint(lambda: bare(latents), self.pipeline.device.type).peak
+        working += ENLARGED_COPIES * 4 * latents.numel() * latents.element_size()
+        weights = max(self._weights(UPSAMPLER), self._weights("video_codec"))
+        return StagePeak("enlarge", weights, working + self._packed(UPSAMPLER))
+
     def _denoise(self, together: bool) -> int:
         """Keys and values of the texts, and what one call with all its branches, or each on its own, holds at most."""
         module: Any = self.pipeline.denoiser
@@ -233,7 +230,7 @@ class PipelineCosts:
         return StagePeak("decode", self._weights("video_codec"), working + self._packed("video_codec"))
 
     def _weights(self, name: str) -> int:
-        """Of a codec alone on the device: its encoder or its decoder, in turn."""
+        """Of a part alone on the device, its layers (of a codec, encoder or decoder) in turn."""
         return self.parts[name].device_bytes(IN_TURN) if name in self.parts else 0
 
     def _packed(self, name: str) -> int:

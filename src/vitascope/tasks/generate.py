@@ -19,7 +19,7 @@ from vitascope.core.protocols import Prepares
 from vitascope.core.random import generator
 from vitascope.core.shapes import latent_frames
 from vitascope.core.tracks import AUDIO, VIDEO, TextContext, Track, Tracks
-from vitascope.diffusion.guidance import Guidance, GuidedDenoiser, busy_values
+from vitascope.diffusion.guidance import GuidedDenoiser, busy_values
 from vitascope.diffusion.joining import join_tracks
 from vitascope.diffusion.samplers import Denoise, sampler_named
 from vitascope.diffusion.samplers.step import Step
@@ -69,7 +69,7 @@ def generate_batch(
     """
     first = check_batch(pipeline, requests)
     if pipeline.memory is not None:
-        pipeline = pipeline.memory.fit(pipeline, requests, _is_guided(pipeline, guidance_of(pipeline, first)))
+        pipeline = pipeline.memory.fit(pipeline, requests, is_guided(pipeline, first))
     clock = Clock()
     sampled = sample(pipeline, requests, report, clock)
     clips = decode_clips(pipeline, requests, sampled.tracks)
@@ -143,7 +143,7 @@ def _guided(
 ) -> GuidedDenoiser:
     """The denoiser with prompts, guidance and camera; without the unconditional half where nothing asks for it."""
     guidance = guidance_of(pipeline, first)
-    cond, uncond = _texts(pipeline, requests, _is_guided(pipeline, guidance))
+    cond, uncond = _texts(pipeline, requests, is_guided(pipeline, first))
     cameras = [request.given.camera for request in requests if request.given.camera is not None]
     return GuidedDenoiser(
         pipeline.denoiser,
@@ -159,8 +159,9 @@ def _guided(
     )
 
 
-def _is_guided(pipeline: Pipeline, guidance: Guidance) -> bool:
+def is_guided(pipeline: Pipeline, request: GenerateRequest) -> bool:
     """Whether there is an unconditional half."""
+    guidance = guidance_of(pipeline, request)
     return any(guidance.text_scale(track) != 1 for track in pipeline.tracks)
 
 

@@ -1,8 +1,9 @@
 """Fitting a clip into a limit of memory: what may be chosen, what each choice needs, and the fastest that fits.
 
-A clip is made in stages (text, encode, denoise, decode). With all parts of the pipeline together on the device every
-stage stands on the weights of all; else a stage stands on its own part alone, and parts take turns. What is chosen for
-one stage does not depend on the others, so each takes the first of its choices, in order of speed, that fits.
+A clip is made in stages (text, encode, denoise, enlarge, decode; some clips without some of them). With all parts of
+the pipeline together on the device every stage stands on the weights of all; else a stage stands on its own part alone,
+and parts take turns. What is chosen for one stage does not depend on the others, so each takes the first of its
+choices, in order of speed, that fits.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ ADVICE = {
     "text": "bf16 in place of fp32, or a guidance scale of 1",
     "encode": "a smaller size or fewer frames",
     "denoise": "a smaller size, fewer frames, or a guidance scale of 1",
+    "enlarge": "a smaller size or fewer frames",
     "decode": "a smaller size or fewer frames",
 }
 """What makes a stage smaller."""
@@ -134,6 +136,7 @@ class Costs(Protocol):
     def text(self, layers: Layers = WHOLE) -> StagePeak | None: ...
     def encode(self) -> StagePeak | None: ...
     def denoise(self, together: bool) -> int: ...
+    def enlarge(self) -> StagePeak | None: ...
     def decode(self, how: Decoding) -> StagePeak: ...
 
 
@@ -151,7 +154,8 @@ def choose_plan(costs: Costs, limit: int, *, taken: int = 0, lossy: bool = False
     stages = [stage for stage in (text, costs.encode()) if stage is not None]
     denoising, denoise = _first(limit, _denoise_choices(costs, limit, lossy))
     decoding, decode = _first(limit, _decode_choices(costs))
-    stages += [denoise, decode]
+    enlarge = costs.enlarge()
+    stages += [denoise, *([] if enlarge is None else [enlarge]), decode]
     check_fits(max(stages, key=lambda stage: stage.total), limit, taken)
     return MemoryPlan(limit, False, denoising, decoding, len(costs.denoiser.layers), tuple(stages), read)
 
@@ -189,7 +193,7 @@ def _text(costs: Costs, layers: Layers) -> StagePeak:
 def _all_together(costs: Costs, limit: int) -> MemoryPlan | None:
     """The plan in which nothing moves, if it fits; frames are decoded whole there."""
     weights = costs.denoiser.total + costs.others
-    text, encode = costs.text(), costs.encode()
+    text, encode, enlarge = costs.text(), costs.encode(), costs.enlarge()
     if weights >= limit or (text is not None and text.weights + weights > limit):
         return None
     stages = []
@@ -203,11 +207,14 @@ def _all_together(costs: Costs, limit: int) -> MemoryPlan | None:
             break
     else:
         return None
+    stages.append(denoise)
+    if enlarge is not None:
+        stages.append(StagePeak("enlarge", weights, enlarge.working))
     for decoding in costs.decodings:
         decode = StagePeak("decode", weights, costs.decode(decoding).working) if decoding.tiling is None else None
         if decode is not None and decode.total <= limit and all(stage.total <= limit for stage in stages):
             whole = Denoising(WHOLE, branches)
-            return MemoryPlan(limit, True, whole, decoding, len(costs.denoiser.layers), (*stages, denoise, decode))
+            return MemoryPlan(limit, True, whole, decoding, len(costs.denoiser.layers), (*stages, decode))
     return None
 
 

@@ -9,6 +9,7 @@ from math import inf
 from typing import Literal, Protocol
 
 import torch
+from torch import nn
 
 from vitascope.core.errors import CapabilityError, ShapeError
 from vitascope.core.protocols import AudioCodec, Denoiser, ImageEncoder, KeepsTexts, TextEncoder, VideoCodec
@@ -25,6 +26,7 @@ from vitascope.diffusion.guidance import Guidance
 from vitascope.diffusion.paths import Path
 from vitascope.diffusion.sampling_schedule import SamplingSchedule
 from vitascope.models.codecs.decoding import AS_IT_IS, Decoding
+from vitascope.models.offload.stores import FileStore
 from vitascope.tasks.memory import MemoryUse
 from vitascope.tasks.request import GenerateRequest
 from vitascope.weights.lora import Lora
@@ -72,7 +74,14 @@ class Residence(Protocol):
 
     @property
     def use(self) -> MemoryUse | None: ...
-    def fit(self, pipeline: Pipeline, requests: Sequence[GenerateRequest], guided: bool) -> Pipeline: ...
+    def add(self, name: str, module: nn.Module, store: FileStore) -> None: ...
+    def fit(
+        self,
+        pipeline: Pipeline,
+        requests: Sequence[GenerateRequest],
+        guided: bool,
+        enlarged_from: tuple[int, int] | None = None,
+    ) -> Pipeline: ...
     def merge(self, loras: Sequence[tuple[Lora, float]]) -> None: ...
     def fill(self, pipeline: Pipeline, prompts: Sequence[str]) -> None: ...
     def at_work(self, part: str, stage: str) -> AbstractContextManager[object]: ...

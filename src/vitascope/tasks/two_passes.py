@@ -21,10 +21,10 @@ from vitascope.core.tracks import VIDEO
 from vitascope.diffusion.sampling_schedule import LISTS, listed_levels
 from vitascope.media.frames import fit
 from vitascope.models.ltx_upsampler.model import LTXUpsampler
-from vitascope.models.published import load_published
+from vitascope.models.published import open_published
 from vitascope.tasks.discover import UPSAMPLER
-from vitascope.tasks.generate import Clock, Generated, Report, decode_clips, sample
-from vitascope.tasks.pipeline import Pipeline
+from vitascope.tasks.generate import Clock, Generated, Report, decode_clips, is_guided, sample
+from vitascope.tasks.pipeline import Pipeline, Residence
 from vitascope.tasks.request import GenerateRequest
 from vitascope.tasks.settings import recipe_of, resolve
 
@@ -57,12 +57,19 @@ class TwoPasses:
                 raise InputError(f"{name} of two passes lies in [0, 1], got {getattr(self, name)}")
 
 
-def load_upsampler(folder: str | Path, device: torch.device | str = "cpu", variant: str = "") -> LTXUpsampler:
-    """The up-sampler in its folder, or in a pipeline's folder with `latent_upsampler`. Raises CheckpointError."""
+def load_upsampler(
+    folder: str | Path, device: torch.device | str = "cpu", variant: str = "", memory: Residence | None = None
+) -> LTXUpsampler:
+    """The up-sampler in its folder, or in a pipeline's folder with `latent_upsampler`. memory: of a pipeline under a
+    limit; the weights then come when they are needed, there alone. Raises CheckpointError."""
     folder = Path(folder)
     inside = folder / UPSAMPLER
     place = inside if inside.is_dir() else folder
-    model = load_published(place, ["LTXLatentUpsamplerModel"], device=device, variant=variant)
+    part = open_published(place, ["LTXLatentUpsamplerModel"], variant=variant)
+    if memory is None:
+        return cast(LTXUpsampler, part.load(device=device))
+    model, store = part.bare()
+    memory.add(UPSAMPLER, model, store)
     return cast(LTXUpsampler, model)
 
 
@@ -75,8 +82,8 @@ def generate_in_two_passes(
 ) -> Generated:
     """One clip. The request's levels or steps are those of the first pass; all else holds for both.
 
-    What is given is brought to the size of each pass. Raises InputError (ShapeError, CapabilityError) before the first
-    step.
+    What is given is brought to the size of each pass. Under a limit of memory both passes go as planned for the second,
+    the larger in everything. Raises InputError (ShapeError, CapabilityError) before the first step.
     """
     first, second = plan_sizes(pipeline, request.format, passes.share)
     check_upsampler(pipeline, upsampler)
@@ -91,6 +98,7 @@ def generate_in_two_passes(
         num_inference_steps=None,
         seed=derive_seed(request.seed, "second pass"),
     )
+    pipeline = _fitted(pipeline, upsampler, first, large)
     num_steps = (resolve(pipeline, small).num_inference_steps or 0, len(listed_levels(passes.levels)))
     made = sample(pipeline, [small], _counted(report, 0, sum(num_steps)), clock)
     draft = enlarge(pipeline, upsampler, made.tracks[VIDEO].values, passes)
@@ -101,9 +109,21 @@ def generate_in_two_passes(
     frames = fit(clip.frames, request.format.width_px, request.format.height_px)
     clock.lap("decode")
     recipe = {**recipe_of(pipeline, request), "two_passes": {**asdict(passes), "levels": list(passes.levels)}}
+    use = None if pipeline.memory is None else pipeline.memory.use
     shares = (made.skipped_share, again.skipped_share)
     skipped = sum(share * num for share, num in zip(shares, num_steps, strict=True)) / sum(num_steps)
-    return Generated(replace(clip, frames=frames), recipe, clock.seconds, skipped)
+    return Generated(replace(clip, frames=frames), recipe, clock.seconds, skipped, use)
+
+
+def _fitted(pipeline: Pipeline, upsampler: LTXUpsampler, first: ClipFormat, large: GenerateRequest) -> Pipeline:
+    """The pipeline as it keeps its limit of memory, if there is one, in both passes."""
+    if pipeline.memory is None:
+        return pipeline
+    if next(upsampler.parameters()).device.type != "meta":
+        raise InputError("under a limit of memory, the up-sampler comes by load_upsampler(..., memory=pipeline.memory)")
+    strides = pipeline.video_codec.strides
+    rows = (first.height_px // strides.height, first.width_px // strides.width)
+    return pipeline.memory.fit(pipeline, [large], is_guided(pipeline, large), rows)
 
 
 def plan_sizes(pipeline: Pipeline, fmt: ClipFormat, share: float) -> tuple[ClipFormat, ClipFormat]:
@@ -144,9 +164,12 @@ def enlarge(pipeline: Pipeline, upsampler: LTXUpsampler, latents: Tensor, passes
     """Latents (1, C, N, h, w) of the first pass to (1, C, N, 2h, 2w), both normalised, fp32."""
     codec = pipeline.video_codec
     assert isinstance(codec, Normalises)
-    raw = codec.denormalise(latents.float())
-    grown = upsampler(raw.to(upsampler.enter.weight.dtype)).float()
-    return codec.normalise(tone_map(match_statistics(grown, raw, passes.adain), passes.tone_map))
+    with pipeline.at_work("video_codec", "enlarge"):
+        raw = codec.denormalise(latents.float())
+    with pipeline.at_work(UPSAMPLER, "enlarge"):
+        grown = upsampler(raw.to(upsampler.enter.weight.dtype)).float()
+    with pipeline.at_work("video_codec", "enlarge"):
+        return codec.normalise(tone_map(match_statistics(grown, raw, passes.adain), passes.tone_map))
 
 
 def match_statistics(latents: Tensor, reference: Tensor, share: float) -> Tensor:

@@ -61,7 +61,8 @@ class TimeAttention(nn.Module):
         rows = max(1, CELLS // (batch * width))
         for start in range(0, height, rows):
             band = slice(start, min(start + rows, height))
-            places = self.qkv(normed[:, :, band]).movedim(1, 3).flatten(0, 2)
+            # laid out by place: of a view, torch would multiply frame by frame with a copy of the weight for each
+            places = self.qkv(normed[:, :, band].movedim(1, 3).contiguous()).flatten(0, 2)
             q_ALHE, k_ASHE, v_ASHE = places.unflatten(-1, (3, -1, GROUP)).unbind(2)
             q_ALHE, k_ASHE = F.normalize(q_ALHE, dim=-1), F.normalize(k_ASHE, dim=-1)
             if cache is not None:
