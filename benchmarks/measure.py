@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import resource
 import statistics
 import subprocess
@@ -91,6 +92,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "commit": commit + ("+changes" if changed else ""),
         "device": name,
         "threads": torch.get_num_threads(),
+        "huge_pages": _huge_pages(),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
@@ -98,6 +100,14 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 def _git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
+
+
+def _huge_pages() -> str:
+    """When the system backs memory with pages of 2 MB by itself, which makes large tensors faster and more of them
+    resident; "" where it does not say."""
+    path = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    chosen = re.search(r"\[(\w+)\]", path.read_text()) if path.is_file() else None
+    return chosen[1] if chosen else ""
 
 
 def _processor() -> str:
@@ -108,7 +118,7 @@ def _processor() -> str:
 
 
 def write_results(name: str, device: torch.device, rows: list[dict[str, Any]], **more: Any) -> Path:
-    """Write rows (plain values and Timings) with the machine as JSON; print them as a table."""
+    """Write rows (plain values and Timings) with the machine as JSON, and print them as a table."""
     plain = [{key: asdict(value) if isinstance(value, Timing) else value for key, value in row.items()} for row in rows]
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"

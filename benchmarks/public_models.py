@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -210,19 +211,20 @@ def main() -> None:
         name, side, dtype = arguments.worker
         print(json.dumps(work(cases[name], side, Setting(DTYPES[dtype], device, arguments.compiled))))
         return
-    rows: list[dict[str, Any]] = []
+    results = "public_models_gpu" if on_gpu else "public_models"
+    label = {"compiled": True} if arguments.compiled else {}
     for name in arguments.only or [*cases, *([] if on_gpu else FOLDERS)]:
         for dtype in arguments.dtypes or (["bf16"] if on_gpu else ["bf16", "fp32"]):
             if name in FOLDERS:
-                rows += measure_folder(name, dtype, arguments.rounds)
-                continue
-            act = partial(apart, name, dtype=dtype, arguments=arguments)
-            both = compare(name, dtype, arguments.rounds, lambda side, act=act: act(side=side))
-            rows += [{**row, **cases[name].shape} for row in both]
-    label = {"compiled": True} if arguments.compiled else {}
-    rows = [{**row, **label, "commit": machine(device)["commit"]} for row in rows]
-    results = "public_models_gpu" if on_gpu else "public_models"
-    write_results(results, device, [*earlier_rows(results, rows, "what", "dtype", "compiled"), *rows])
+                rows = measure_folder(name, dtype, arguments.rounds)
+            else:
+                act = partial(apart, name, dtype=dtype, arguments=arguments)
+                both = compare(name, dtype, arguments.rounds, lambda side, act=act: act(side=side))
+                rows = [{**row, **cases[name].shape} for row in both]
+            here = {key: value for key, value in machine(device).items() if key in ("commit", "huge_pages")}
+            rows = [{**row, **label, **here} for row in rows]
+            with redirect_stdout(None):  # the new ones are said already
+                write_results(results, device, [*earlier_rows(results, rows, "what", "dtype", "compiled"), *rows])
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from vitascope.core.tracks import VIDEO
 from vitascope.models import DENOISERS, load_model
 from vitascope.tasks.generate import generate
 from vitascope.tasks.load import load_pipeline
-from vitascope.tasks.request import GenerateRequest
+from vitascope.tasks.request import GenerateRequest, Given, Keyframe
 from vitascope.training.codecs import CodecFiles
 from vitascope.training.loop import RunOptions, Trainer, run
 from vitascope.training.recipe import Recipe, read_recipe, recipe_from_table
@@ -29,10 +30,12 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 Table = dict[str, Any]
 
 MOCHI = {"width": 24, "stream_width": 12, "depth": 2, "num_heads": 2, "patch": 2, "area": 16.0, "frequency_width": 16}
+WAN = {"width": 24, "depth": 2, "num_heads": 2, "hidden": 32, "frequency_width": 16, "patch": [1, 2, 2]}
 MODELS: dict[str, tuple[str, Table]] = {
     "mochi": ("mochi", MOCHI),
     "mochi, text alone": ("mochi", {**MOCHI, "text_sees": "text"}),
-    "wan": ("wan", {"width": 24, "depth": 2, "num_heads": 2, "hidden": 32, "frequency_width": 16, "patch": [1, 2, 2]}),
+    "wan": ("wan", WAN),
+    "wan from a picture": ("wan", {**WAN, "in_channels": 12, "noise": "clip"}),
     "ltx": ("ltx", {"width": 24, "depth": 2, "num_heads": 2}),
     "factorised without sound": (
         "factorised",
@@ -117,7 +120,10 @@ def test_what_a_run_exports_is_a_model_that_makes_silent_clips(
     assert all(isfinite(value) for value in figures.values() if isinstance(value, float))
     tasks = {key for key in figures if key.endswith("_video") and not key.startswith("level")}
     by_frame = {"image_video", "keyframes_video", "still_video", "extend_video"}
-    assert tasks == {"text_video"} | (set() if name.startswith("mochi") else by_frame)
+    pictured = name == "wan from a picture"
+    expected = {"text_video"} | (set() if name.startswith("mochi") else by_frame)
+    assert tasks == ({"image_beside_video"} if pictured else expected)
+    assert "level_0.5_video" in figures
     assert not any(key.endswith("_audio") for key in figures)
     shown = {path.name for path in (tmp_path / "validation/step_00000002").iterdir()}
     assert shown == {"samples.png", "sample_00.mp4"}
@@ -127,10 +133,15 @@ def test_what_a_run_exports_is_a_model_that_makes_silent_clips(
     trained = dict(stage.model.get_submodule("denoiser").named_parameters())
     for key, value in load_model(folder / "denoiser.safetensors").named_parameters():  # averaged, in half precision
         assert torch.allclose(value, trained[key], atol=0.05), key
-    fmt = ClipFormat(32, 32, num_frames=9)
+    fmt, given = ClipFormat(32, 32, num_frames=9), Given()
+    request = GenerateRequest("a red ball", format=fmt, num_inference_steps=2)
     for precision in ("fp32", "bf16"):
         pipeline = load_pipeline(str(folder), "cpu", precision)
-        made = generate(pipeline, GenerateRequest("a red ball", format=fmt, num_inference_steps=2))
+        if pictured:
+            with pytest.raises(InputError, match="starts from a picture: give an image or a keyframe"):
+                generate(pipeline, request)
+            given = Given((Keyframe(0.0, torch.full((3, 32, 32), 99, dtype=torch.uint8)),))
+        made = generate(pipeline, replace(request, given=given))
         assert made.clip.frames.shape == (9, 3, 32, 32)
         assert made.clip.samples is None
     assert pipeline.tracks == (VIDEO,)
@@ -150,6 +161,15 @@ def test_a_batch_holds_what_the_model_takes(name: str, table: Callable[..., Tabl
     assert {"video", "video_levels", "video_marked"} <= set(batch)
     assert not any(key.startswith("audio") for key in batch)
     assert ("camera" in batch) == name.startswith("factorised")
+    if name == "wan from a picture":
+        mask, opening = batch["beside"].split([4, 4], 1)
+        assert mask.shape == opening.shape == batch["video"].shape
+        assert mask[:, :, 0].all()  # the first latent frame is one frame, which is known
+        assert not mask[:, :, 1:].any()
+        # the first latent frame does not know of those after it, and they do not show what the clip does
+        torch.testing.assert_close(opening[:, :, 0], batch["video"][:, :, 0].float(), rtol=0, atol=0)
+        assert not torch.equal(opening[:, :, 1:], batch["video"][:, :, 1:].float())
+        assert batch["video_marked"].all()
     if name.startswith("mochi"):  # one level for a clip, of which every cell counts
         levels = torch.cat([trainer.stage.batch(index)["video_levels"] for index in range(8)])
         assert (levels == levels[:, :1]).all()
@@ -192,7 +212,9 @@ def test_a_level_for_each_frame_makes_more_tasks_possible(table: Callable[..., T
         ("mochi", {"model": {"hidden": 3}}, CheckpointError, "MochiConfig has unknown keys: hidden; valid keys: width"),
         ("mochi", {"condition": {"causal": 0.1}}, InputError, r"strategies full, not causal: set causal = 0"),
         ("wan", {"condition": {"causal": 0.0, "window": 0.1}}, InputError, r"not window: set window = 0"),
-        ("wan", {"model": {"in_channels": 9}}, CapabilityError, "not 5 channels beside"),
+        ("wan", {"model": {"in_channels": 9}}, CapabilityError, "reads 5 channels beside its .* these are 8"),
+        ("wan from a picture", {"tasks": {"text": 1.0}}, InputError, "cannot be given the task 'text'.* image_beside$"),
+        ("wan from a picture", {"model": {"image_width": 8}}, CapabilityError, r"leave out model\.image_width"),
         (
             "factorised without sound",
             {"model": {"video_channels": 0, "audio_channels": 6, "local_channels": []}},

@@ -219,7 +219,10 @@ def _check_parts(folder: Path, parts: Mapping[str, Any], defaults: Defaults) -> 
     config = parts["denoiser"].config
     audio = parts["audio_codec"].latent_channels if "audio_codec" in parts else 0
     sources = {"audio_channels": "audio codec", "text_width": "text encoder"}
-    needed = config.fitting(parts["video_codec"].latent_channels, audio, parts["text_encoder"].width)
+    codec, beside = parts["video_codec"], parts["denoiser"].capabilities.condition_channels
+    needed = config.fitting(codec.latent_channels, audio, parts["text_encoder"].width)
+    if beside:  # a mask of frames, and latents
+        needed["in_channels"] += codec.strides.time + codec.latent_channels
     for field, value in needed.items():
         own = getattr(config, field)
         if own and own != value:
@@ -230,7 +233,7 @@ def _check_parts(folder: Path, parts: Mapping[str, Any], defaults: Defaults) -> 
     if getattr(config, "image_width", 0):
         raise CheckpointError(f"the denoiser in {folder} reads pictures by an image encoder, which no such folder has")
     try:
-        latent_frames(defaults.clip.num_frames, parts["video_codec"].strides.time)
+        latent_frames(defaults.clip.num_frames, codec.strides.time)
     except VitascopeError as error:
         raise CheckpointError(f"{folder / SETTINGS} does not fit: {error}") from error
     if not 1 <= defaults.overlap_frames < defaults.clip.num_frames:

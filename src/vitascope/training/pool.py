@@ -5,6 +5,7 @@ format, mix and seed. So a pool of other weights or another world is another fol
 
     shard_00012.safetensors    video (N, C, T, h, w) and audio (N, C, n) latents, bf16; camera (N, T, 7), fp32;
                                still (N, C, h, w), the latent of one frame frozen, still_frame (N,), where it is;
+                               opening (N, C, T, h, w), if asked for, of clips that are gray after their first frame;
                                scenes, JSON in bytes, and scene_ends (N,), where each one ends
     manifest.json              what the name is the hash of
 
@@ -49,7 +50,8 @@ NOT_RENDERED = frozenset({"__init__.py", "captions.py", "grammar.py", "truth.py"
 
 @dataclass(frozen=True)
 class PoolSpec:
-    """Which clips a pool holds. `weights`: content hashes of the codec files by name."""
+    """Which clips a pool holds. `weights`: content hashes of the codec files by name. openings: what models read that
+    have the first frame beside their latents."""
 
     weights: dict[str, str]
     mix: SceneMix
@@ -59,6 +61,7 @@ class PoolSpec:
     split: Split = "train"
     num_clips: int = 8192
     shard_clips: int = 256
+    openings: bool = False
 
     def __post_init__(self) -> None:
         if self.num_clips < 1 or self.shard_clips < 1 or self.num_clips % self.shard_clips:
@@ -72,6 +75,8 @@ class PoolSpec:
         """What the content follows from; the number of clips is not part of it, so that a pool can grow."""
         fields = asdict(replace(self, num_clips=self.shard_clips))
         del fields["num_clips"]
+        if not self.openings:
+            del fields["openings"]
         return {"format": FORMAT, "world": world_hash(), **fields}
 
     @cached_property
@@ -138,6 +143,7 @@ def encode_clips(numbers: Sequence[int], spec: PoolSpec, codecs: Codecs, device:
     held = frames[rows, :, chosen.to(device)][:, :, None].expand(-1, -1, 1 + stride, -1, -1)
     with torch.autocast(device.type, torch.bfloat16):
         still = codecs.video.encode(held)[:, :, -1]
+        opening = codecs.video.encode(_gray_after_the_first(frames)) if spec.openings else None
     camera = torch.stack([latent_camera(scene, fmt, stride) for scene in scenes])
     return {
         "video": video.to("cpu", torch.bfloat16),
@@ -145,7 +151,13 @@ def encode_clips(numbers: Sequence[int], spec: PoolSpec, codecs: Codecs, device:
         "camera": camera,
         "still": still.to("cpu", torch.bfloat16),
         "still_frame": -(-chosen // stride),
+        **({} if opening is None else {"opening": opening.to("cpu", torch.bfloat16)}),
     }
+
+
+def _gray_after_the_first(frames: Tensor) -> Tensor:
+    """Clips (B, 3, T, H, W) in [-1, 1] of which the first frame alone is shown."""
+    return torch.cat([frames[:, :, :1], torch.zeros_like(frames[:, :, 1:])], 2)
 
 
 def _sound(scenes: Sequence[Scene], spec: PoolSpec, codec: AudioCodec) -> Tensor:
@@ -168,7 +180,7 @@ def build_shard(
     numbers = range(index * spec.shard_clips, (index + 1) * spec.shard_clips)
     parts = [encode_clips(numbers[i : i + chunk], spec, codecs, device) for i in range(0, len(numbers), chunk)]
     tensors = {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
-    for name in ("video", "audio", "still"):
+    for name in {"video", "audio", "still", "opening"} & tensors.keys():
         if not torch.isfinite(tensors[name]).all():
             raise TrainingError(f"shard {index}: the codec gave {name} latents that are not finite")
     texts = [scene_to_json(pool_scene(spec, number)).encode() for number in numbers]
@@ -264,9 +276,9 @@ class LatentPool:
         self._shards = [load_file(_shard_path(folder, index)) for index in range(spec.num_clips // spec.shard_clips)]
 
     def take(self, numbers: Sequence[int]) -> dict[str, Tensor]:
-        """The latents, cameras and stills of the clips with these numbers, stacked."""
+        """The latents, cameras, stills and, where there are, openings of the clips with these numbers, stacked."""
         places = [divmod(number, self._shard_clips) for number in numbers]
-        names = ("video", "audio", "camera", "still", "still_frame")
+        names = [name for name in self._shards[0] if not name.startswith("scene")]
         return {name: torch.stack([self._shards[s][name][row] for s, row in places]) for name in names}
 
     def scene(self, number: int) -> Scene:

@@ -112,11 +112,13 @@ def _audio_and_image_to_video(count: int, cells: ClipCells, draw: torch.Generato
 
 @dataclass(frozen=True)
 class Task:
-    """The cells that are known. frames: some frames of a track are, others not. sound: it needs an audio track."""
+    """The cells that are known. frames: some frames of a track are, others not. sound: it needs an audio track.
+    beside: what is known is read from channels beside the latents."""
 
     known: Callable[[int, ClipCells, torch.Generator], Known]
     frames: bool = False
     sound: bool = False
+    beside: bool = False
 
 
 TASKS: dict[str, Task] = {
@@ -129,9 +131,11 @@ TASKS: dict[str, Task] = {
     "audio_and_image": Task(_audio_and_image_to_video, frames=True, sound=True),
     "video_to_audio": Task(_video_to_audio, sound=True),
     "one_track": Task(_nothing, sound=True),
+    "image_beside": Task(_nothing, beside=True),
 }
 """Tasks by name. "still" knows one frame from a single picture of it (the latent of a frozen clip, which the data must
-bring; `draw_cells` is told where). "one_track" leaves the other track at pure noise, or draws the two levels apart."""
+bring; `draw_cells` is told where). "one_track" leaves the other track at pure noise, or draws the two levels apart.
+"image_beside" has the first frame in channels beside the latents, of which every cell is to be made."""
 
 STILL = list(TASKS).index("still")
 ONE_TRACK = list(TASKS).index("one_track")
@@ -175,9 +179,13 @@ class Cells:
 
 def tasks_of(can: Capabilities) -> tuple[str, ...]:
     """The tasks that a model can be given: with sound where it has a track of it, with known frames where it takes a
-    level for each frame."""
-    by_frame, sounds = can.noise != "clip", AUDIO in can.tracks
-    return tuple(name for name, task in TASKS.items() if task.frames <= by_frame and task.sound <= sounds)
+    level for each frame; those with known frames beside the latents where it reads these, and then no others."""
+    by_frame, sounds, beside = can.noise != "clip", AUDIO in can.tracks, can.condition_channels > 0
+    return tuple(
+        name
+        for name, task in TASKS.items()
+        if task.frames <= by_frame and task.sound <= sounds and task.beside == beside
+    )
 
 
 def check_tasks(weights: Mapping[str, float], valid: Iterable[str] = tuple(TASKS)) -> None:
@@ -273,11 +281,13 @@ def track_losses(
     min_level: float,
     shares: Mapping[str, Tensor] | None = None,
     prediction: Prediction = "x0",
+    beside: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Loss of each track: `denoise` is shown the clean values with noise at their levels, and gives `prediction`.
 
     clean and noise: video (B, C, T, h, w), audio (B, C, N). marks: levels and marked cells, both (B, T or N).
-    shares: of the tracks that have them, how much each cell counts, (B, 1, ...).
+    shares: of the tracks that have them, how much each cell counts, (B, 1, ...). beside: channels that the model reads
+    beside those of the video, (B, K, T, h, w).
     """
     shares = shares or {}
     tracks, marked = {}, {}
@@ -285,7 +295,8 @@ def track_losses(
         shape = (len(value), 1, -1) + (1,) * (value.ndim - 3)
         level, marked[name] = (mark.reshape(shape) for mark in marks[name])
         times_s = torch.tensor(cells.times_s(name), device=value.device)
-        tracks[name] = Track(PATH.add_noise(value, noise[name], level), level, times_s)
+        more = beside if name == VIDEO else None
+        tracks[name] = Track(PATH.add_noise(value, noise[name], level), level, times_s, more)
     answers = denoise(tracks)
     x0 = {name: PATH.to_x0(prediction, answers[name], track.values, track.noise) for name, track in tracks.items()}
     return {

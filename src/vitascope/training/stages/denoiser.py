@@ -27,7 +27,7 @@ from vitascope.training.stage import Batch
 from vitascope.training.stages.denoiser_export import complete_folder, export_parts, usual_defaults
 from vitascope.training.stages.denoiser_model import TEXT_FAMILY, TextAndDenoiser, build_net
 from vitascope.training.stages.denoiser_options import DenoiserOptions, fitted, packaged
-from vitascope.training.stages.denoiser_validation import Validator
+from vitascope.training.stages.denoiser_validation import Validator, opening_beside
 from vitascope.weights.checkpoint import file_digest
 from vitascope.world.captions import write_caption
 
@@ -51,11 +51,13 @@ class DenoiserStage:
         weights = self.files.digests()
         self.net = build_net(options, seed, codecs)
         self.can = self.net.denoise.capabilities
-        options = self.options = fitted(options, self.can)
+        self.strides = codecs.video.strides
+        options = self.options = fitted(options, self.can, self.strides.time + codecs.video.latent_channels)
         # Models without sound are trained on the pools of those that have it.
         patch = getattr(self.net.denoiser.config, "audio_patch", PoolSpec.audio_patch)
         clip, pool = options.clip, options.pool
-        self.spec = PoolSpec(weights, pool.mix, clip, patch, pool.seed, "train", pool.num_clips, pool.shard_clips)
+        counts, openings = (pool.num_clips, pool.shard_clips), self.can.condition_channels > 0
+        self.spec = PoolSpec(weights, pool.mix, clip, patch, pool.seed, "train", *counts, openings)
         starts = {name: getattr(options, name) for name in ("text_encoder", "denoiser") if getattr(options, name)}
         self.inputs = {
             "pool": self.spec.digest,
@@ -63,7 +65,6 @@ class DenoiserStage:
         }
         per_s = codecs.audio.sample_rate_hz / codecs.audio.hop
         frames = latent_frames(clip.num_frames, codecs.video.strides.time)
-        self.strides = codecs.video.strides
         self.cells = ClipCells.of(frames, codecs.video.strides.time, clip.fps, per_s, patch)
         self.order = EpochOrder(pool.num_clips, derive_seed(seed, "order"))
         self.pool: LatentPool | None = None
@@ -112,6 +113,7 @@ class DenoiserStage:
         return {
             **{name: data[name] for name in self.can.tracks},
             **({"camera": camera} if self.can.camera else {}),
+            **({"beside": opening_beside(data["opening"], self.strides.time)} if self.spec.openings else {}),
             "words": tokens.words_UW,
             "index": tokens.index_BS,
             "mask": tokens.mask_BS,
@@ -137,7 +139,8 @@ class DenoiserStage:
         marks = {name: (batch[f"{name}_levels"], batch[f"{name}_marked"]) for name in clean}
         tokens = ByteTokens(batch["words"], batch["index"], batch["mask"])
         shares = {VIDEO: batch["share"].float()} if "share" in batch else {}
-        losses = self.losses(clean, noise, marks, tokens, batch.get("camera"), batch["strategy"], shares)
+        given = (batch.get("camera"), batch["strategy"], batch.get("beside"))
+        losses = self.losses(clean, noise, marks, tokens, *given, shares)
         weights = {VIDEO: self.options.video_weight, AUDIO: self.options.audio_weight}
         total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
         return total, {f"loss_{name}": loss.detach() for name, loss in losses.items()}
@@ -150,6 +153,7 @@ class DenoiserStage:
         tokens: ByteTokens,
         camera: Tensor | None,
         strategy: TemporalStrategy,
+        beside: Tensor | None,
         shares: Mapping[str, Tensor],
     ) -> dict[str, Tensor]:
         """Velocity loss of each track."""
@@ -159,7 +163,7 @@ class DenoiserStage:
             return self.net.denoise(tracks, text, camera, strategy)
 
         kind, min_level = self.can.prediction, self.options.min_level
-        return track_losses(denoise, self.cells, clean, noise, marks, min_level, shares, kind)
+        return track_losses(denoise, self.cells, clean, noise, marks, min_level, shares, kind, beside)
 
     def validate(self, model: nn.Module, folder: Path, step: int) -> dict[str, float]:
         assert isinstance(model, TextAndDenoiser)

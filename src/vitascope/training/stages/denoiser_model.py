@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from vitascope.core.errors import choice
+from vitascope.core.errors import CapabilityError, choice
 from vitascope.core.protocols import Begins, Denoiser
 from vitascope.core.random import derive_seed
 from vitascope.models import DENOISERS, FAMILIES, named
@@ -42,13 +42,18 @@ class TextAndDenoiser(nn.Module):
 def build_net(options: DenoiserOptions, seed: int, codecs: Codecs) -> TextAndDenoiser:
     """The model of a recipe, with the weights that it starts from.
 
-    Raises InputError for a family or preset that there is not, CheckpointError for fields or weights that do not fit.
+    Raises InputError for a family or preset that there is not, CheckpointError for fields or weights that do not fit,
+    CapabilityError for a model that reads pictures as it reads text: nothing here makes these of them.
     """
     family = FAMILIES[choice("denoiser.family", options.family, DENOISERS)]
     presets: dict[str, Any] = named(family.presets)
     preset = presets[choice("denoiser.preset", options.preset, presets)]
     channels = (codecs.video.latent_channels, codecs.audio.latent_channels)
     config = config_to_dict(preset) | preset.fitting(*channels, options.text.width) | options.model
+    if config.get("image_width"):
+        raise CapabilityError(
+            "a denoiser that is trained here reads pictures as latents beside its own: leave out model.image_width"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "init"))
         text = ByteTextEncoder(options.text)

@@ -111,19 +111,20 @@ def packaged(name: str, file: str) -> Path:
     return Path(vitascope.__path__[0]) / "pocket" / file if name == POCKET else Path(name)
 
 
-def fitted(options: DenoiserOptions, can: Capabilities) -> DenoiserOptions:
+def fitted(options: DenoiserOptions, can: Capabilities, beside: int) -> DenoiserOptions:
     """The options as a model can take them: the usual mixture of tasks without those that it cannot be given, one level
     for a clip where it takes no more, and no camera where it takes none.
 
-    Raises InputError, naming what is valid, for a task or a strategy that the model does not have, CapabilityError for
-    a model that makes no video or reads something beside its latents.
+    beside: channels that hold a known frame, see `tasks.condition`. Raises InputError, naming what is valid, for a task
+    or a strategy that the model does not have, CapabilityError for a model that makes no video or reads another number
+    of channels beside its latents.
     """
     if VIDEO not in can.tracks:
         raise CapabilityError(f"a denoiser that is trained here has a video track; got {', '.join(can.tracks)}")
-    if can.condition_channels:
+    if can.condition_channels not in (0, beside):
         raise CapabilityError(
-            f"a denoiser that is trained here reads its latents alone, not {can.condition_channels} channels beside "
-            "them: give it as many channels in as out"
+            f"the model reads {can.condition_channels} channels beside its latents; with this codec these are {beside} "
+            "(a mask of frames, and latents) for one that starts from a picture, or none: change model.in_channels"
         )
     for strategy, share in options.condition.strategies().items():
         if share > 0 and strategy.kind not in can.strategies:
@@ -135,7 +136,7 @@ def fitted(options: DenoiserOptions, can: Capabilities) -> DenoiserOptions:
     valid = tasks_of(can)
     tasks: Mapping[str, float] = options.tasks
     if tasks == TASK_WEIGHTS:
-        tasks = {name: weight for name, weight in tasks.items() if name in valid}
+        tasks = {name: tasks.get(name, 1.0) for name in valid}
     check_tasks(tasks, valid)
     noise = options.noise if can.noise != "clip" else replace(options.noise, per_frame_share=0.0)
     condition = options.condition if can.camera else replace(options.condition, camera_share=0.0)

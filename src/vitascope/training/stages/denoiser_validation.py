@@ -17,6 +17,7 @@ from vitascope.diffusion.schedules import shifted_levels
 from vitascope.media.pictures import contact_sheet, write_picture
 from vitascope.media.writing import write_clip
 from vitascope.models.text.bytes.model import ByteTextEncoder
+from vitascope.tasks.condition import frame_mask
 from vitascope.training.codecs import CodecFiles, Codecs
 from vitascope.training.objectives.denoising import (
     PATH,
@@ -48,6 +49,15 @@ class ValidationOptions:
     sampler: str = "euler"
 
 
+def opening_beside(opening: Tensor, stride: int) -> Tensor:
+    """Of clips (B, C, T, h, w) of which the first frame is shown, what a model reads beside its latents: a mask, and
+    these, (B, stride + C, T, h, w)."""
+    batch, _, frames, *grid = opening.shape
+    known = torch.arange(1 + (frames - 1) * stride, device=opening.device) == 0
+    mask = frame_mask(known, stride)[None, :, :, None, None].to(opening)
+    return torch.cat([mask.expand(batch, -1, -1, *grid), opening], 1).float()
+
+
 class Validator:
     """Held-out clips (encoded at the first use) and what is measured on them."""
 
@@ -59,6 +69,7 @@ class Validator:
         self.spec = replace(spec, split="held_out")
         self._codecs: Codecs | None = None
         self._chunks: list[dict[str, Tensor]] | None = None
+        self._shown: Tensor | None = None
 
     def codecs(self) -> Codecs:
         """The codecs on the device, loaded once."""
@@ -116,8 +127,20 @@ class Validator:
                 shape = (count, *value.shape[1:])
                 values = torch.randn(shape, generator=generator(self.spec.seed, "sample", name)).to(self.device)
                 level = torch.ones(count, 1, value.shape[2], *(1,) * (value.ndim - 3), device=self.device)
-                tracks[name] = Track(values, level, torch.tensor(self.cells.times_s(name), device=self.device))
+                beside = self._openings(count) if name == VIDEO and self.spec.openings else None
+                times_s = torch.tensor(self.cells.times_s(name), device=self.device)
+                tracks[name] = Track(values, level, times_s, beside)
         return tracks
+
+    def _openings(self, count: int) -> Tensor:
+        """What the first held-out clips have beside their latents."""
+        if self._shown is None or len(self._shown) < count:
+            made = encode_clips(range(count), self.spec, self.codecs(), self.device)
+            self._shown = self._beside(made)
+        return self._shown[:count]
+
+    def _beside(self, chunk: dict[str, Tensor]) -> Tensor:
+        return opening_beside(chunk["opening"], self.codecs().video.strides.time).to(self.device)
 
     def _held_out(self) -> list[dict[str, Tensor]]:
         if self._chunks is None:
@@ -135,10 +158,11 @@ class Validator:
             count = len(chunk[VIDEO])
             context = text(self._prompts(range(first, first + count)))
             first += count
+            tasks = tasks_of(denoiser.capabilities)
             for level in LEVELS:
-                for track, loss in self._losses(denoiser, chunk, context, "text", level).items():
+                for track, loss in self._losses(denoiser, chunk, context, tasks[0], level).items():
                     sums.setdefault(f"level_{level}_{track}", []).append(loss)
-            for task in tasks_of(denoiser.capabilities):
+            for task in tasks:
                 for track, loss in self._losses(denoiser, chunk, context, task, 0.5).items():
                     sums.setdefault(f"{task}_{track}", []).append(loss)
         return {name: sum(values) / len(values) for name, values in sums.items()}
@@ -161,8 +185,8 @@ class Validator:
             silent = cells.silent[:, [VIDEO, AUDIO].index(name), None]
             marks[name] = (levels.masked_fill(silent, 1.0).to(self.device), cells.marked(name).to(self.device))
         clean, noise = ({name: value.to(self.device) for name, value in group.items()} for group in (clean, noise))
-        kind = denoiser.capabilities.prediction
+        kind, beside = denoiser.capabilities.prediction, self._beside(chunk) if self.spec.openings else None
         losses = track_losses(
-            lambda tracks: denoiser(tracks, context), self.cells, clean, noise, marks, 0.05, prediction=kind
+            lambda tracks: denoiser(tracks, context), self.cells, clean, noise, marks, 0.05, None, kind, beside
         )
         return {name: float(loss) for name, loss in losses.items() if bool(cells.marked(name).any())}
