@@ -28,9 +28,9 @@ from vitascope.tasks.request import GenerateRequest
 
 PROMPTS = (
     "a red ball bounces on a gray background",
-    "a blue square moves left over a field",
+    "a blue box moves left over green hills",
     "a green triangle spins, the camera zooms in",
-    "a yellow star falls into water",
+    "a yellow star circles under a starry sky",
 )
 CACHES = (
     "first_block:0.02",
