@@ -182,6 +182,10 @@ def _write_lora(root: Path, model: Any) -> None:
 
 STG = {"stg_scale": 1.0, "stg_layers": (3,)}
 WAN = Case("WanPipeline", _wan, ("AutoencoderKLWan", {}), ClipFormat(192, 96, 16.0, 9))
+WAN_IMAGE = replace(
+    WAN, pipeline="WanImageToVideoPipeline", keyframes=(0.0,), extra=_pictures,
+    denoiser=lambda: _wan(in_channels=36, out_channels=16, image_dim=512, added_kv_proj_dim=1024),
+)  # fmt: skip
 LTX = Case("LTXPipeline", _ltx, ("AutoencoderKLLTXVideo", LTX_CODEC), ClipFormat(320, 192, 24.0, 33))
 MOCHI = Case("MochiPipeline", _mochi, ("AutoencoderKLMochi", MOCHI_CODEC), ClipFormat(192, 128, 24.0, 13))
 CASES: dict[str, Case] = {
@@ -192,10 +196,8 @@ CASES: dict[str, Case] = {
     "wan options": replace(
         WAN, lora=True, options={"step_cache": StepCaching("first_block", 0.05), **STG, "num_inference_steps": 3}
     ),
-    "wan image": replace(
-        WAN, pipeline="WanImageToVideoPipeline", keyframes=(0.0,), extra=_pictures,
-        denoiser=lambda: _wan(in_channels=36, out_channels=16, image_dim=512, added_kv_proj_dim=1024),
-    ),
+    "wan image": WAN_IMAGE,
+    "wan image bf16": replace(WAN_IMAGE, precision="bf16"),
     "ltx": LTX,
     "ltx options": replace(
         LTX, pipeline="LTXConditionPipeline", keyframes=(0.0, 1.0), lora=True,

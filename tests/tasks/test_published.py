@@ -37,11 +37,13 @@ from vitascope.core.random import generator
 from vitascope.core.shapes import ClipFormat
 from vitascope.core.tracks import VIDEO
 from vitascope.diffusion.samplers import Step
+from vitascope.models.codecs.decoding import decode_frames
 from vitascope.models.offload.offloaded import Layers
 from vitascope.tasks.fitting import Fitted, MemoryLimit
 from vitascope.tasks.generate import generate, generate_batch
 from vitascope.tasks.load import Beside, load_pipeline
 from vitascope.tasks.pipeline import Pipeline
+from vitascope.tasks.preview import preview_frames
 from vitascope.tasks.request import GenerateRequest, Given, Keyframe
 
 PROMPT = "a red ball bounces"
@@ -448,3 +450,26 @@ def test_in_bf16_the_matrices_take_half_the_memory_and_the_clip_is_nearly_the_sa
     rounded, exact = (last[i].tracks[VIDEO].values for i in (2, 5))
     # bf16 has 8 bits: a few per cent after three steps of random weights, far from the distance of two seeds
     assert 0 < (rounded - exact).norm() / exact.norm() < 0.1
+
+
+@pytest.mark.parametrize("name", ["wan image", "ltx", "mochi"])
+def test_in_bf16_a_codec_reads_in_fp32_and_shows_in_bf16(name: str, folders: Any, load: Any) -> None:
+    half, exact = load_pipeline(str(folders(name)[0]), "cpu", "bf16"), load(name)
+    codec: Any = half.video_codec
+    of = {
+        part: {value.dtype for value in getattr(codec, part).state_dict().values()} for part in ("encoder", "decoder")
+    }
+    assert of["encoder"] == {torch.float32}
+    assert torch.bfloat16 in of["decoder"]
+    request = GenerateRequest(PROMPT, format=CASES[name].format, num_inference_steps=2)
+    if name == "wan image":
+        picture = torch.full((3, 32, 32), 99, dtype=torch.uint8)
+        request = replace(request, given=Given((Keyframe(0.0, picture),)))
+    seen: list[Step] = []
+    made = generate(half, request, seen.append)
+    # what a stored weight is rounded to is what autocast would round it to
+    values = seen[-1].tracks[VIDEO].values
+    with half.autocast():
+        expected = decode_frames(exact.video_codec, values.float(), exact.decoding)[0]
+    assert (made.clip.frames.int() - expected.int()).abs().max() <= 2
+    assert torch.equal(preview_frames(half, seen[-1])[0], made.clip.frames)  # the last estimate, outside the run

@@ -99,19 +99,22 @@ class Part:
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        within: str = "",
         report: Report = lambda done, total: None,
         ranks: Ranks | None = None,
     ) -> nn.Module:
         """The model, in eval mode and without gradients, and the files closed.
 
-        dtype: of the weights of linear maps and convolutions; all others (norms, tables) are kept in fp32. ranks:
+        dtype: of the weights of linear maps and convolutions, of those `within` the part of that name alone if one is
+        given; all others (norms, tables) are kept in fp32. ranks:
         processes between which the matrices of a denoiser are divided, each loading its own part. Streams: no second
         copy of the weights stands in memory. Raises CheckpointError where they do not fit, ShapeError for a model that
         cannot be divided so.
         """
         model = self.on_meta()
         cuts = {} if ranks is None else divide_matrices(model, ranks)
-        rounded = matrix_names(model)
+        prefix = within and f"{within}."
+        rounded = {prefix + name for name in matrix_names(model.get_submodule(within))}
         try:
             load_streaming(
                 model, self.source, self.keys, device=device, report=report,
@@ -122,10 +125,10 @@ class Part:
             close(self.source)
         return model.eval().requires_grad_(False)
 
-    def bare(self, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, FileStore]:
+    def bare(self, dtype: torch.dtype = torch.float32, within: str = "") -> tuple[nn.Module, FileStore]:
         """The model of `load` on the meta device, and where its weights are. Raises CheckpointError."""
         model = self.on_meta()
-        store_matrices(model, dtype)
+        store_matrices(model.get_submodule(within), dtype)
         return model.eval().requires_grad_(False), FileStore(model.state_dict(), self.source, self.keys)
 
 

@@ -142,7 +142,7 @@ class PipelineCosts:
         frames, fmt = self.clips.encoded_frames, self.clips.format
         if not frames:
             return None
-        with without_values(), self._precision():
+        with without_values():  # in fp32, whatever the pipeline works in
             codec = self._bare(self.pipeline.video_codec)
             pixels = torch.empty(1, 3, frames, fmt.height_px, fmt.width_px)
             reading = footprint(lambda: codec.encode(pixels), self.pipeline.device.type).peak

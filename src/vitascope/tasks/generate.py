@@ -174,7 +174,7 @@ def _texts(
     count, denoiser = len(requests), pipeline.denoiser
     prompts = [request.prompt for request in requests]
     prompts += [request.negative_prompt for request in requests] if guided else []
-    with _precision(pipeline), pipeline.at_work("text_encoder", "text"):
+    with pipeline.autocast(), pipeline.at_work("text_encoder", "text"):
         text = pipeline.text_encoder(prompts)
         image = image_tokens(pipeline, [request.given for request in requests])
         parts = [
@@ -182,7 +182,7 @@ def _texts(
             for start in range(0, len(prompts), count)
         ]
     if isinstance(denoiser, Prepares):
-        with _precision(pipeline), pipeline.at_work("denoiser", "denoise"):
+        with pipeline.autocast(), pipeline.at_work("denoiser", "denoise"):
             parts = [denoiser.prepare(part) for part in parts]
     return parts[0], parts[1] if guided else None
 
@@ -205,7 +205,7 @@ def _run(
 ) -> dict[str, Track]:
     sampler = sampler_named(resolve(pipeline, requests[0]).sampler or "")
     draw = [generator(request.seed, "sampler") for request in requests]
-    with _precision(pipeline), pipeline.at_work("denoiser", "denoise"):
+    with pipeline.autocast(), pipeline.at_work("denoiser", "denoise"):
         for step in sampler(denoise, tracks, levels, path=pipeline.path, generator=draw):
             if step.index in (0, step.num_steps - 1):  # not at all of them: a GPU has to be waited for
                 _check_finite(pipeline, step)
@@ -225,12 +225,12 @@ def _decode(
     pipeline: Pipeline, tracks: dict[str, Track], first: GenerateRequest
 ) -> tuple[Tensor, Sequence[Tensor | None]]:
     """Frames (B, T, 3, H, W) uint8 and, for each clip, samples (N,) in [-1, 1] if the model makes sound; on the CPU."""
-    with _precision(pipeline), pipeline.at_work("video_codec", "decode"):
+    with pipeline.autocast(), pipeline.at_work("video_codec", "decode"):
         how = first.decoding(pipeline.decoding)
         frames = decode_frames(pipeline.video_codec, tracks[VIDEO].values.float(), how)
     if pipeline.audio_codec is None:
         return frames, [None] * len(frames)
-    with _precision(pipeline), pipeline.at_work("audio_codec", "decode"):
+    with pipeline.autocast(), pipeline.at_work("audio_codec", "decode"):
         sound = pipeline.audio_codec.decode(tracks[AUDIO].values.float()).float()
     return frames, list(fit_samples(sound[:, 0].clamp(-1, 1), first.format.num_samples).cpu())
 
@@ -243,11 +243,6 @@ def _finish(pipeline: Pipeline, request: GenerateRequest, frames: Tensor, sound:
     if given.audio is not None:
         sound = fit_samples(given.audio, fmt.num_samples)
     return Clip(frames, fmt.fps, sound, fmt.sample_rate_hz)
-
-
-def _precision(pipeline: Pipeline) -> torch.autocast:
-    reduced = pipeline.precision != torch.float32
-    return torch.autocast(pipeline.device.type, pipeline.precision if reduced else torch.bfloat16, enabled=reduced)
 
 
 class Clock:

@@ -126,6 +126,11 @@ class Pipeline:
         elif isinstance(self.text_encoder, KeepsTexts):
             self.text_encoder.fill(prompts)
 
+    def autocast(self) -> torch.autocast:
+        """A block in which texts are read, clips denoised and decoded: in the pipeline's precision."""
+        reduced = self.precision != torch.float32
+        return torch.autocast(self.device.type, self.precision if reduced else torch.bfloat16, enabled=reduced)
+
     def at_work(self, part: str, stage: str) -> AbstractContextManager[object]:
         """A block in which the part of that name (a field) has its weights on the device, for a stage of a clip:
         "text", "encode", "denoise" or "decode"."""

@@ -26,7 +26,7 @@ class HasPreview(Protocol):
 def preview_frames(pipeline: Pipeline, step: Step) -> Tensor:
     """Frames (B, T, 3, h, w) uint8 of the latest estimate of the clip: small ones where the codec has a preview."""
     codec, latents = pipeline.video_codec, step.x0[VIDEO].float()
-    with pipeline.at_work("video_codec", "decode"):
+    with pipeline.autocast(), pipeline.at_work("video_codec", "decode"):
         if isinstance(codec, HasPreview):
             return to_uint8(codec.preview(latents)).movedim(1, 2).cpu()
         return decode_frames(codec, latents, pipeline.decoding)

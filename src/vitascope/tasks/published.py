@@ -39,6 +39,8 @@ from vitascope.tasks.text_cost import text_cost
 from vitascope.weights.foreign import read_object
 from vitascope.weights.sources import open_source
 
+DECODER = "decoder"
+"""Of a codec, what works in the precision of the pipeline; what is given is read in fp32."""
 WAN_TOKENIZER = "google/umt5-xxl"
 """Where it lies in the authors' folder."""
 
@@ -120,14 +122,15 @@ def load_published_pipeline(
 def _loaded(
     parts: Mapping[str, Part], device: torch.device, precision: torch.dtype, ranks: Ranks | None
 ) -> tuple[Any, Any]:
-    """Denoiser and codec."""
-    return parts[DENOISER].load(device=device, dtype=precision, ranks=ranks), parts[CODEC].load(device=device)
+    """Denoiser and codec, of which the decoder alone works in less than fp32."""
+    denoiser = parts[DENOISER].load(device=device, dtype=precision, ranks=ranks)
+    return denoiser, parts[CODEC].load(device=device, dtype=precision, within=DECODER)
 
 
 def _bare(parts: Mapping[str, Part], precision: torch.dtype, stores: dict[str, FileStore]) -> tuple[Any, Any]:
     """Denoiser and codec without their weights, which are in `stores` then."""
     denoiser, stores["denoiser"] = parts[DENOISER].bare(precision)
-    codec, stores["video_codec"] = parts[CODEC].bare()
+    codec, stores["video_codec"] = parts[CODEC].bare(precision, DECODER)
     return denoiser, codec
 
 
