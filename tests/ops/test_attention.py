@@ -123,6 +123,24 @@ def test_blocks_lose_no_more_than_rounded_weights_would(shape: tuple[int, ...], 
         assert error < 3 * 2**-8
 
 
+@pytest.mark.parametrize("peak", [5, 20, 120])
+def test_blocks_find_narrow_peaks_between_the_keys_that_are_sampled(peak: int) -> None:
+    """As heads have that look at their own place: of 2,048 keys some ten count. Guessed from every 32nd key alone, the
+    error was 4% at peaks of 60, and rose with the number of keys."""
+    num, width = 2048, 64
+    turns = torch.arange(num)[:, None] * torch.randn(width // 2, generator=torch.Generator().manual_seed(0)) * 0.12
+    places = torch.cat([turns.cos(), turns.sin()], -1)[None, :, None]
+    q, k = ((places * scale).bfloat16() for scale in (2 * peak * width**-0.5, 1.0))
+    v = torch.randn(1, num, 1, width, generator=torch.Generator().manual_seed(1)).bfloat16()
+    hidden = torch.ones(num, num, dtype=torch.bool).tril(-64)  # the peaks, which are sampled all the same
+    for mask in (None, hidden | hidden.mT):
+        expected = plain(q, k, v, mask)
+        seen_rows = slice(None) if mask is None else slice(64, -64)
+        out = attend(q, k, v, mask, "blocks").double()[:, seen_rows]
+        error = (out - expected[:, seen_rows]).norm() / expected[:, seen_rows].norm()
+        assert error < 2**-8
+
+
 def test_blocks_do_not_meet_keys_that_no_query_sees(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = (x.bfloat16() for x in draw(300, 300, heads=2, key_heads=2))
     met: list[int] = []

@@ -6,12 +6,15 @@ which 3-D convolutions run at the full matrix-product rate on a CPU.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from vitascope.core.errors import InputError
 
 Kernel = tuple[int, int, int]
 
@@ -98,6 +101,18 @@ class _Slabs:
             self._free = like.new_empty(SLAB_BYTES, dtype=torch.uint8)
         place, self._free = self._free[:size], self._free[-(-size // 64) * 64 :]
         return place.view(like.dtype).view(shape)
+
+
+def stretches(x: Tensor, size: int, dim: int = 1) -> Iterator[Tensor]:
+    """Along `dim`: the first, then `size` at a time; all at once for 0. Raises InputError for less."""
+    if size < 0:
+        raise InputError(f"chunk must be 0 (the whole clip) or more, got {size}")
+    if size == 0:
+        yield x
+        return
+    yield x.narrow(dim, 0, 1)
+    for start in range(1, x.shape[dim], size):
+        yield x.narrow(dim, start, min(size, x.shape[dim] - start))
 
 
 @dataclass

@@ -23,7 +23,8 @@ def store_matrices(module: nn.Module, dtype: torch.dtype) -> None:
     """Round the weights and biases of linear maps and convolutions to `dtype` once, in place.
 
     Autocast rounds weights without gradients anew at every call; after this it finds nothing to do, and results under
-    it are the same to the bit. Without autocast the module then needs inputs of `dtype`.
+    it are the same to the bit, but where a module adds up weights before it uses them. Without autocast the module then
+    needs inputs of `dtype`.
     """
     for part in module.modules():
         if isinstance(part, MATRICES):

@@ -65,16 +65,17 @@ class Optimizers:
         return {name: part.state_dict() for name, part in self.parts.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over states; raises TrainingError when they are of other optimisers."""
+        """Take over states, not settings: those are of the recipe. Raises TrainingError for states of other
+        optimisers."""
         if state.keys() != self.parts.keys():
             raise TrainingError(
                 f"the checkpoint holds optimisers {sorted(state)}, the recipe wants {sorted(self.parts)}"
             )
         for name, part in self.parts.items():
-            rates = [group["lr"] for group in part.param_groups]
+            settings = [{key: value for key, value in group.items() if key != "params"} for group in part.param_groups]
             part.load_state_dict(state[name])
-            for group, rate in zip(part.param_groups, rates, strict=True):
-                group["lr"] = rate
+            for group, own in zip(part.param_groups, settings, strict=True):
+                group.update(own)
 
 
 def build_optimizers(model: nn.Module, recipe: OptimizerRecipe, device: torch.device) -> Optimizers:

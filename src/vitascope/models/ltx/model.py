@@ -178,7 +178,9 @@ class LTXDenoiser(nn.Module):
 
     def _levels(self, track: Track) -> Tensor:
         """(B, 1|L): one level for a clip, or one for each token."""
-        levels_BTN, (rows, columns) = token_levels(track, PATCH), track.values.shape[3:]
+        levels_BTN, (frames, rows, columns) = token_levels(track, PATCH), track.values.shape[2:]
+        if levels_BTN.shape[2] > 1:
+            levels_BTN = levels_BTN.expand(-1, frames, -1)
         per_frame = rows * columns if levels_BTN.shape[1] > 1 else -1
         return levels_BTN.expand(-1, -1, per_frame).flatten(1)
 

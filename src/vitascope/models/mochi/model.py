@@ -189,7 +189,8 @@ class MochiDenoiser(nn.Module):
     def prepare(self, text: TextContext) -> TextContext:
         """What a clip needs of its text once: the pooled vector and the embedded words or, where text sees text alone,
         the keys and values of every block."""
-        pooled, y_BSC = self.pool(text.embeddings, text.mask), self.text(text.embeddings)
+        words = text.embeddings.to(self.text.weight.dtype)
+        pooled, y_BSC = self.pool(words, text.mask), self.text(words)
         if self.config.text_sees == "all":
             return replace(text, prepared=(pooled, y_BSC))
         parts: list[Tensor] = [pooled]
@@ -227,7 +228,7 @@ class MochiDenoiser(nn.Module):
         check_call(self.capabilities, tracks, camera, strategy)
         track, config, dtype = tracks[VIDEO], self.config, self.embed.weight.dtype
         check_patch(VIDEO, tuple(track.values.shape[2:]), config.patch_sizes)
-        text = text if text.prepared else self.prepare(replace(text, embeddings=text.embeddings.to(dtype)))
+        text = text if text.prepared else self.prepare(text)
         pooled, *rest = text.prepared
         level_B = track.noise.flatten(1).amax(1)
         features = timestep_features(1000.0 * (1.0 - level_B), config.frequency_width).to(dtype)

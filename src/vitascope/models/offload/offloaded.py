@@ -247,8 +247,8 @@ def offload(
 def _divide(
     module: nn.Module, regions: Sequence[nn.Module], like: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
-    """The weights outside the regions, and of each region. Buffers are few, and may be asked for before the region that
-    they belong to runs: they stay."""
+    """The weights outside the regions, and of each region. Buffers, and parameters that a region has itself and not in
+    a layer of it, are few and may be asked for before the region runs: they stay."""
     places = {id(part): name for name, part in module.named_modules()}
     parameters = {name for name, _ in module.named_parameters()}
     layers = []
@@ -256,9 +256,10 @@ def _divide(
         if id(region) not in places:
             raise InputError(f"{type(region).__name__} is not a part of {type(module).__name__}")
         prefix = places[id(region)] + "."
-        layers.append({name: tensor for name, tensor in like.items() if name.startswith(prefix) and name in parameters})
-    inside = {name for layer in layers for name in layer}
-    return {name: tensor for name, tensor in like.items() if name not in inside}, layers
+        inside = [name for name in like if name.startswith(prefix) and name in parameters]
+        layers.append({name: like[name] for name in inside if "." in name.removeprefix(prefix)})
+    moving = {name for layer in layers for name in layer}
+    return {name: tensor for name, tensor in like.items() if name not in moving}, layers
 
 
 def _total(tensors: Mapping[str, Tensor]) -> int:

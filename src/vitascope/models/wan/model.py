@@ -157,9 +157,9 @@ class WanDenoiser(nn.Module):
 
     def prepare(self, text: TextContext) -> TextContext:
         """The text with the keys and values of every block: what a clip needs once and not at every step."""
-        words = text.embeddings.to(self.text_in.weight.dtype)
-        embedded = self.text_out(F.gelu(self.text_in(words), approximate="tanh"))
-        image = None if self.image is None or text.image is None else self.image(text.image)
+        dtype = self.text_in.weight.dtype
+        embedded = self.text_out(F.gelu(self.text_in(text.embeddings.to(dtype)), approximate="tanh"))
+        image = None if self.image is None or text.image is None else self.image(text.image.to(dtype))
         if image is not None and not self.config.image_apart:
             embedded, image = torch.cat([image, embedded], 1), None
         parts: list[Tensor] = []
@@ -223,9 +223,11 @@ class WanDenoiser(nn.Module):
 
     def _levels(self, track: Track) -> Tensor:
         """(B, 1|L): one level for a clip, which is that of its noisiest cell, or one for each token."""
-        levels_BTN = token_levels(track, self.config.patch)
+        levels_BTN, frames = token_levels(track, self.config.patch), track.values.shape[2] // self.config.patch[0]
         if self.config.noise == "clip":
             return levels_BTN.flatten(1).amax(1, keepdim=True)
+        if levels_BTN.shape[2] > 1:
+            levels_BTN = levels_BTN.expand(-1, frames, -1)
         _, ph, pw = self.config.patch
         per_frame = track.values.shape[3] // ph * (track.values.shape[4] // pw)
         return levels_BTN.expand(-1, -1, per_frame).flatten(1) if levels_BTN.shape[1] > 1 else levels_BTN.flatten(1)

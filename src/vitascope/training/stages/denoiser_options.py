@@ -65,11 +65,16 @@ class ConditionOptions:
         for name in ("empty_share", "camera_share", "causal", "window"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        if self.causal + self.window > 1 + 1e-9:
+            raise InputError(f"causal and window are shares of one whole, got {self.causal} and {self.window}")
+        if min(self.window_frames, self.anchor_every) < 1:
+            raise InputError("window_frames and anchor_every must be positive")
 
     def strategies(self) -> dict[TemporalStrategy, float]:
         """Strategies and their shares."""
         window = TemporalStrategy("window", self.window_frames, self.anchor_every)
-        return {FULL: 1 - self.causal - self.window, TemporalStrategy("causal"): self.causal, window: self.window}
+        full = max(0.0, 1 - self.causal - self.window)
+        return {FULL: full, TemporalStrategy("causal"): self.causal, window: self.window}
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,9 @@ class DenoiserOptions:
     audio_weight: float = 0.5
     focus: float = 0.0
     validation: ValidationOptions = field(default_factory=ValidationOptions)
+
+    def __post_init__(self) -> None:
+        self.text.check_words(self.num_words)
 
 
 def packaged(name: str, file: str) -> Path:

@@ -32,6 +32,9 @@ class TextEncoderOptions:
     mix: SceneMix = field(default_factory=lambda: SceneMix(two_subjects=0.5, face=0.3))
     validation_captions: int = 1024
 
+    def __post_init__(self) -> None:
+        self.text.check_words(self.num_words)
+
 
 class EncoderAndReader(nn.Module):
     """The text encoder, and the reader that is thrown away afterwards."""

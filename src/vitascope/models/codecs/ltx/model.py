@@ -31,6 +31,7 @@ from vitascope.models.codecs.ltx.layers import (
     pack,
     unpack,
 )
+from vitascope.nn.causal_conv import stretches
 from vitascope.nn.time_conv import TimeConv3d, TimeStream
 
 TIMESTEP = 0.05
@@ -55,7 +56,7 @@ class Encoder(nn.Module):
     def run(self, frames: Tensor, chunk: int) -> Iterator[Tensor]:
         """`chunk` frames at a time after the first; 0 takes the whole clip."""
         # within a patch columns vary slower than rows
-        parts = (_swapped(pack(_swapped(part), self._patch)) for part in _chunks(frames, chunk))
+        parts = (_swapped(pack(_swapped(part), self._patch)) for part in stretches(frames, chunk))
         for moments in run_layers(self.layers, [NOTHING] * len(self.layers), parts, chunk):
             # the last channel is the variance of all
             yield moments[..., : self.latent_channels]
@@ -83,7 +84,7 @@ class Decoder(nn.Module):
     def run(self, latents: Tensor, given: Sequence[Given], chunk: int) -> Iterator[Tensor]:
         """`chunk` latent frames at a time after the first; 0 takes the whole clip."""
         patch = (1, self.config.patch_px, self.config.patch_px)
-        for cells in run_layers(self.layers, given, _chunks(latents, chunk), chunk):
+        for cells in run_layers(self.layers, given, stretches(latents, chunk), chunk):
             yield _swapped(unpack(_swapped(cells), patch))
 
     def given(self, timesteps_B: Tensor, size: tuple[int, int], generator: torch.Generator) -> list[Given]:
@@ -290,18 +291,6 @@ def _build(
             return Out(channels, out_channels, causal, timesteps)
         case "residual" | "change":
             return ResidualBlock(channels, out_channels, causal, eps, timesteps, noise)
-
-
-def _chunks(x: Tensor, size: int) -> Iterator[Tensor]:
-    """Along axis 1: the first, then `size` at a time; all at once for 0."""
-    if size < 0:
-        raise InputError(f"chunk must be 0 (the whole clip) or more, got {size}")
-    if size == 0:
-        yield x
-        return
-    yield x[:, :1]
-    for start in range(1, x.shape[1], size):
-        yield x[:, start : start + size]
 
 
 def _swapped(x: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from vitascope.core.errors import ShapeError
 from vitascope.core.shapes import VideoStrides, check_frames, check_latents, nearest_multiples
 from vitascope.models.codecs.mochi.config import GROUP, Layer, Lead, MochiCodecConfig
+from vitascope.nn.causal_conv import stretches
 from vitascope.nn.edge_conv import EdgeCache, FrameGroupNorm, GroupResidualBlock
 from vitascope.nn.resample import Block, depth_to_space, space_to_depth
 from vitascope.ops.attention import attend
@@ -127,7 +128,7 @@ class Encoder(nn.Module):
                 x = _run(layers, x, None)
             else:
                 steps = prod(layer.block[0] for layer in layers if isinstance(layer, Shrink))
-                x = torch.cat([_run(layers, part, cache) for part in _parts(x, chunk * steps)], 1)
+                x = torch.cat([_run(layers, part, cache) for part in stretches(x, chunk * steps)], 1)
         return self._moments(x)
 
     def push(self, x: Tensor, cache: EdgeCache) -> Tensor:
@@ -244,13 +245,3 @@ def _flow(layers: Sequence[nn.Module], x: Tensor, cache: EdgeCache, chunk: int) 
             return
         x = layer(x, cache)
     yield x
-
-
-def _parts(x: Tensor, size: int) -> Iterator[Tensor]:
-    """Along axis 1: the first frame, then `size` at a time; all at once for 0."""
-    if size == 0:
-        yield x
-        return
-    yield x[:, :1]
-    for start in range(1, x.shape[1], size):
-        yield x[:, start : start + size]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vitascope.core.shapes import VideoStrides, check_frames, check_latents
 from vitascope.models.codecs.wan.config import WanCodecConfig
-from vitascope.nn.causal_conv import CausalConv3d, TailCache
+from vitascope.nn.causal_conv import CausalConv3d, TailCache, stretches
 from vitascope.nn.resnet import ChannelNorm, ResidualBlock, silu
 from vitascope.ops.attention import Attend, attend
 
@@ -96,7 +96,7 @@ def double_and_convolve(convolution: nn.Conv2d, x_NCHW: Tensor) -> Tensor:
     )
     for row in (0, 1):
         for column in (0, 1):
-            taps = _merge(_merge(weight, 2, row), 3, column)
+            taps = _merge(_merge(weight.float(), 2, row), 3, column).to(weight.dtype)
             window = padded[:, :, row : row + height + 1, column : column + width + 1]
             out[:, :, row::2, column::2] = F.conv2d(window, taps, convolution.bias)
     return out
@@ -193,7 +193,7 @@ class WanCodec(nn.Module):
         cache = TailCache()
         parts = [
             self.to_moments(self.encoder(part.movedim(1, -1), cache)).chunk(2, -1)[0]
-            for part in _chunks(frames, chunk * strides.time)
+            for part in stretches(frames, chunk * strides.time, 2)
         ]
         raw = torch.cat(parts, 1)
         mean, std = self._statistics(raw)
@@ -207,7 +207,7 @@ class WanCodec(nn.Module):
         """`decode` piece by piece: the first frame, then the frames of `chunk` latent frames at a time."""
         check_latents(latents.shape, self.latent_channels)
         cache = TailCache()
-        for part in _chunks(latents, chunk):
+        for part in stretches(latents, chunk, 2):
             mean, std = self._statistics(part)
             yield self.decoder(self.from_latents(part.movedim(1, -1) * std + mean), cache).movedim(-1, 1)
 
@@ -219,16 +219,6 @@ class WanCodec(nn.Module):
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each latent channel."""
         return like.new_tensor(self.config.latent_mean), like.new_tensor(self.config.latent_std)
-
-
-def _chunks(x: Tensor, size: int) -> Iterator[Tensor]:
-    """Along axis 2: the first, then `size` at a time; all at once for 0."""
-    if size == 0:
-        yield x
-        return
-    yield x[:, :, :1]
-    for start in range(1, x.shape[2], size):
-        yield x[:, :, start : start + size]
 
 
 def _run(layers: Iterable[nn.Module], x: Tensor, cache: TailCache | None) -> Tensor:

@@ -29,3 +29,8 @@ class BytesConfig:
         if min(self.depth, self.byte_width, self.max_words, self.max_word_bytes) < 1:
             raise InputError("depth, byte_width, max_words and max_word_bytes must be positive")
         head_width(self.width, self.num_heads)
+
+    def check_words(self, num_words: int) -> None:
+        """Raise InputError unless prompts of that many words can be read."""
+        if not 1 <= num_words <= self.max_words:
+            raise InputError(f"num_words must lie in 1..{self.max_words}, the max_words of the text, got {num_words}")

@@ -53,11 +53,13 @@ def tokenize(prompts: Sequence[str], config: BytesConfig, num_words: int | None 
     """Prompts to byte numbers, on the CPU. The empty prompt (or spaces alone) is one word of its own.
 
     num_words: pad to this many words (one shape for every batch); None pads to the longest prompt.
-    Raises PromptError for no prompts at all, one that is not text, or one with more words than fit.
+    Raises PromptError for no prompts at all, one that is not text, or one with more words than fit; InputError for
+    another number of words than the model has places for.
     """
     if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
         raise PromptError("prompts must be a non-empty sequence of strings")
-    limit = config.max_words if num_words is None else min(num_words, config.max_words)
+    limit = config.max_words if num_words is None else num_words
+    config.check_words(limit)
     split = [_words(prompt, config) for prompt in prompts]
     for prompt, words in zip(prompts, split, strict=True):
         if len(words) > limit:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitascope.core.errors import CapabilityError, CheckpointError, PromptError
+from vitascope.core.errors import CapabilityError, CheckpointError, InputError, PromptError
 from vitascope.core.tracks import TextContext
 from vitascope.models.offload.offloaded import Layers, Offloaded
 from vitascope.models.pretrained import check_quantise, load_pretrained, loading, transformers, variant_there
@@ -188,6 +188,11 @@ class T5TextEncoder(nn.Module):
         return TextRow(torch.zeros(length, self.width, dtype=self._table.dtype, device=self.device), 0)
 
 
+def _check_dtype(dtype: torch.dtype) -> None:
+    if dtype == torch.float16:
+        raise InputError("T5 overflows in fp16: give torch.bfloat16 or torch.float32")
+
+
 def load_t5(
     folder: str | Path | T5Files,
     options: T5Options,
@@ -202,9 +207,10 @@ def load_t5(
     quantise: one of `models.pretrained.QUANTISERS`. layers: where they are given, weights are read from the files (not
     mapped, and of the table of tokens rows alone) while prompts are, and nothing is in memory between. Raises
     CheckpointError for what is missing, damaged or another model; CapabilityError for a package that is missing, and
-    for quantised layers that come and go; InputError for an unknown `quantise`.
+    for quantised layers that come and go; InputError for an unknown `quantise` and for fp16.
     """
     check_quantise(quantise, device)
+    _check_dtype(dtype)
     files = T5Files.of(folder)
     tokenizer = _load_tokenizer(files.tokenizer, files.num_vectors)
     if layers is not None:
@@ -241,6 +247,7 @@ def open_t5(
     can be known without loading: missing folders, wrong names.
     """
     check_quantise(quantise, device)
+    _check_dtype(dtype)
     files = T5Files.of(folder)
     if not files.tokenizer.is_dir():
         parent = files.tokenizer.parent
