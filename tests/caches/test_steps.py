@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from vitascope.core.protocols import InBlocks, Layer, Passage, State
 from vitascope.core.tracks import AUDIO, VIDEO, TextContext, Track
 from vitascope.diffusion.guidance import Guidance, GuidedDenoiser
 from vitascope.diffusion.paths import RectifiedFlow
+from vitascope.diffusion.samplers import sampler_named
 from vitascope.models.factorised.config import FactorisedConfig
 from vitascope.models.factorised.model import FactorisedDenoiser
 from vitascope.models.ltx.config import LTXConfig
@@ -80,15 +81,38 @@ def test_one_clip_that_changed_is_enough_to_run_all() -> None:
     assert blocks.calls == [2, 2, 2]
 
 
-def test_calls_of_another_key_or_shape_share_nothing() -> None:
+def test_calls_follow_what_the_leading_one_decides_and_keep_what_they_added() -> None:
     cache, blocks = StepCache(StepCaching("first_block", 0.1, 0, 0), LEVELS), Blocks()
-    step(cache, blocks, torch.ones(2, 3, 4), 1.0)
-    step(cache, blocks, torch.ones(2, 3, 4), 0.8, "uncond")
-    step(cache, blocks, torch.ones(1, 3, 4), 0.8)
-    assert blocks.calls == [3, 3, 3]
-    step(cache, blocks, torch.ones(1, 3, 4), 0.8)
-    step(cache, blocks, torch.ones(2, 3, 4), 0.6, "uncond")
-    assert blocks.calls == [5, 3, 3]
+    x, other = torch.ones(2, 3, 4), torch.full((2, 3, 4), 7.0)
+
+    def both(lead: Tensor, follower: Tensor, level: float, branches: str = "both") -> list[int]:
+        cache.begin(branches)
+        step(cache, blocks, lead, level)
+        out = cache.run("uncond", lambda: level, (follower,), blocks.passage(follower), 0)[0]
+        assert out is not None
+        follows.append(out)
+        return blocks.calls
+
+    follows: list[Tensor] = []
+    assert both(x, other, 1.0) == [2, 2, 2]
+    assert both(1.01 * x, 2 * other, 0.8) == [4, 2, 2]  # however much the follower has changed
+    torch.testing.assert_close(follows[-1], 2 * 2 * other + 110 * other)
+    assert both(2 * x, 2 * other, 0.6) == [6, 4, 4]
+    assert both(2 * x, 2 * other, 0.4, "others") == [8, 6, 6]  # other branches than a step ago
+    assert both(2 * x[:1], 2 * other[:1], 0.4) == [10, 8, 8]
+    (out,) = cache.run("new", lambda: 0.4, (x,), blocks.passage(x), 0)  # nothing to add again yet
+    assert torch.equal(out if out is not None else x, 112 * x)
+
+
+def test_of_a_call_with_several_branches_the_first_clips_lead() -> None:
+    cache, blocks = StepCache(StepCaching("first_block", 0.1, 0, 0), LEVELS), Blocks()
+    x = torch.ones(4, 3, 4)
+    cache.run("both", lambda: 1.0, (x,), blocks.passage(x), 2)
+    changed = x * torch.tensor([1.0, 1.0, 1.0, 5.0])[:, None, None]
+    cache.run("both", lambda: 0.8, (changed,), blocks.passage(changed), 2)
+    assert blocks.calls == [2, 1, 1]
+    cache.run("both", lambda: 0.6, (changed.flip(0),), blocks.passage(changed.flip(0)), 2)
+    assert blocks.calls == [3, 2, 2]
 
 
 @pytest.mark.parametrize(("first", "last", "skipped"), [(1, 1, 3), (2, 1, 2), (3, 1, 1), (0, 2, 2), (0, 9, 0)])
@@ -235,6 +259,25 @@ def test_the_noise_that_isolates_a_track_is_no_level_of_the_clip(max_clips: int 
     assert cache.skipped_share == pytest.approx(2 / 6)
     for name in tracks:  # nothing has changed: what was added last is what would be added now, but for rounding
         torch.testing.assert_close(again[name], first[name], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["first_block", "tea"])
+@pytest.mark.parametrize("name", ["factorised", "ltx"])
+def test_branches_in_one_call_or_several_skip_the_same_steps(name: str, kind: Any) -> None:
+    """How many go together is a matter of memory, and a plan that says so promises the same clip."""
+    model, (tracks, text), made = build(name), inputs(name, 1.0), []
+    uncond = replace(text, embeddings=text.embeddings.flip(1), prepared=())
+    for max_clips in (None, len(text.embeddings)):
+        cache = StepCache(StepCaching(kind, 0.9), LEVELS)
+        # off at the highest levels: there is no second branch at first
+        guidance = Guidance(4.0, interval=(0.0, 0.8))
+        guided = GuidedDenoiser(model, RectifiedFlow(), text, uncond, guidance, steps=cache, max_clips=max_clips)
+        at: Any = tracks
+        for done in sampler_named("euler")(guided, tracks, LEVELS, path=RectifiedFlow()):
+            at = done.tracks
+        made.append((cache.skipped_share, at[VIDEO].values))
+    assert made[0][0] == made[1][0] > 0
+    torch.testing.assert_close(made[0][1], made[1][1], rtol=1e-4, atol=1e-4)
 
 
 @each_family

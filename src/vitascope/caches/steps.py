@@ -7,9 +7,10 @@ Two ways to tell how much has changed:
     tea           the change of the signal from step to step (`core.protocols.Passage`), through a polynomial that was
                   fitted to the model, is added up until it reaches the threshold.  Source: Liu et al. 2024, TeaCache.
 
-Below the threshold, what the remaining (tea: all) blocks added last is added again. Change is mean |a - b| / mean |b|.
-All clips of a call share one decision, that of the clip which changed most; calls are told apart by a key (guidance
-names its branches), and each has a state of its own. A cache serves one clip, or one batch of them.
+Below the threshold, what the remaining (tea: all) blocks added last is added again. Change is mean |a - b| / mean |b|,
+of the clip which changed most. The calls of a step share one decision, that of the clips which lead (guidance: of its
+conditional branch), so that it does not depend on how many branches go in one call; each call, told by its key, has
+what it added for itself. A cache serves one clip, or one batch of them.
 """
 
 from __future__ import annotations
@@ -75,11 +76,10 @@ class StepCaching:
 
 
 @dataclass
-class _Kept:
-    """Of one kind of call: what the decision compares with, and what the blocks added when they were run last."""
+class Lead:
+    """What the decision compares with, of the clips that lead, and what has changed since (tea)."""
 
     evidence: State
-    added: State
     change: float = 0.0
 
 
@@ -90,41 +90,70 @@ class StepCache:
         self.options = options
         self.num_blocks = self.num_skipped = 0
         self._open = tuple(levels[options.first : max(0, len(levels) - 1 - options.last)])
-        self._kept: dict[Hashable, _Kept] = {}
+        self._lead: Lead | None = None
+        self._added: dict[Hashable, State] = {}
+        self._branches: Hashable = None
+        self._reusing = False
 
     @property
     def skipped_share(self) -> float:
         """Of the blocks that clips would have gone through, how many they did not; in [0, 1]."""
         return self.num_skipped / max(1, self.num_blocks)
 
-    def run(self, key: Hashable, level: Callable[[], float], state: State, passage: Passage) -> State:
-        """The state after all blocks, run or not. level: gives the highest of any cell, asked for where it matters (a
-        GPU has to be waited for)."""
+    def begin(self, branches: Hashable) -> None:
+        """A step with these branches, in one call or several. Where they are others than before, all blocks are run."""
+        if branches != self._branches:
+            self._added.clear()
+            self._lead, self._branches = None, branches
+
+    def run(
+        self,
+        key: Hashable,
+        level: Callable[[], float],
+        state: State,
+        passage: Passage,
+        num_leading: int | None = None,
+    ) -> State:
+        """The state after all blocks, run or not.
+
+        level: gives the highest of any cell, asked for where it matters (a GPU has to be waited for). num_leading: how
+        many clips decide, from the first on; None: all of them; 0: none, it is done as was decided last.
+        """
         first = self.options.kind == "first_block"
         head, tail = (passage.layers[:1], passage.layers[1:]) if first else ((), passage.layers)
         entered = state
         for layer in head:
             state = layer(state)
-        evidence = _minus(state, entered) if first else (passage.signal(state).detach(),)
+        if num_leading != 0:
+            signal = _minus(state, entered, num_leading) if first else (passage.signal(state)[:num_leading].detach(),)
+            self._reusing = self._decide(signal, level)
         del entered
         num_clips = next(part.shape[0] for part in state if part is not None)
         self.num_blocks += len(passage.layers) * num_clips
-        kept = self._kept.get(key)
-        if kept is not None and _alike(kept.evidence, evidence) and self._reuse(kept, evidence, level):
+        added = self._added.get(key)
+        if self._reusing and added is not None and _alike(added, state):
             self.num_skipped += len(tail) * num_clips
-            return _plus(state, kept.added)
+            return _plus(state, added)
         out = state
         for layer in tail:
             out = layer(out)
-        self._kept[key] = _Kept(evidence, _minus(out, state))
+        self._added[key] = _minus(out, state)
         return out
 
-    def _reuse(self, kept: _Kept, evidence: State, level: Callable[[], float]) -> bool:
-        change = relative_change(evidence, kept.evidence)
+    def _decide(self, evidence: State, level: Callable[[], float]) -> bool:
+        """Whether the blocks of this step are skipped."""
+        lead = self._lead
+        if lead is None or not _alike(lead.evidence, evidence):
+            self._lead = Lead(evidence)
+            return False
+        change = relative_change(evidence, lead.evidence)
         if self.options.kind == "tea":
-            kept.change += rescaled(self.options.coefficients, change)
-            kept.evidence, change = evidence, kept.change
-        return change < self.options.threshold and self._is_open(level())
+            lead.change += rescaled(self.options.coefficients, change)
+            lead.evidence, change = evidence, lead.change
+        if change < self.options.threshold and self._is_open(level()):
+            return True
+        self._lead = Lead(evidence)
+        return False
 
     def _is_open(self, level: float) -> bool:
         return bool(self._open) and self._open[-1] - ROUNDING <= level <= self._open[0] + ROUNDING
@@ -160,8 +189,11 @@ def _alike(a: State, b: State) -> bool:
     return shapes[0] == shapes[1]
 
 
-def _minus(a: State, b: State) -> State:
-    return tuple(None if x is None or y is None else (x - y).detach() for x, y in zip(a, b, strict=True))
+def _minus(a: State, b: State, count: int | None = None) -> State:
+    """Of the first `count` clips, or of all."""
+    return tuple(
+        None if x is None or y is None else (x[:count] - y[:count]).detach() for x, y in zip(a, b, strict=True)
+    )
 
 
 def _plus(a: State, b: State) -> State:

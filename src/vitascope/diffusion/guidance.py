@@ -160,6 +160,8 @@ class GuidedDenoiser:
         together = len(branches) if self.max_clips is None else max(1, self.max_clips // num_clips)
         if self.busy_values is not None and sum(value.numel() for value in values) >= self.busy_values:
             together = 1
+        if self.steps is not None:
+            self.steps.begin(tuple(branch.name for branch in branches))
         results: dict[str, dict[str, Tensor]] = {}
         level = partial(_highest, branches[0].tracks)  # that of the clip: other branches may have noise for a track
         for kind in (False, True):
@@ -212,7 +214,8 @@ class GuidedDenoiser:
             passage = disable(passage, self.guidance.perturbed_layers, self.guidance.perturbation)
         if self.steps is not None:
             key = tuple(branch.name for branch in branches)
-            return passage.finish(self.steps.run(key, level, state, passage))
+            leading = next(iter(batch.values())).values.shape[0] // len(branches) if key[0] == "cond" else 0
+            return passage.finish(self.steps.run(key, level, state, passage, leading))
         return passage.run(state)
 
     def _told(self, batch: dict[str, Track]) -> dict[str, Track]:

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from vitascope.caches.steps import Kind, StepCache, StepCaching
+from vitascope.caches.steps import Kind, Lead, StepCache, StepCaching
+from vitascope.core.protocols import State
 from vitascope.core.shapes import latent_frames, num_audio_latents
 from vitascope.core.tracks import AUDIO, VIDEO, TextContext, Track
 from vitascope.diffusion.guidance import Guidance, GuidedDenoiser, busy_values
@@ -49,7 +50,8 @@ class _Anew(StepCache):
     def __init__(self, kind: Kind) -> None:
         super().__init__(StepCaching(kind), ())
 
-    def _reuse(self, kept: object, evidence: object, level: object) -> bool:
+    def _decide(self, evidence: State, level: object) -> bool:
+        self._lead = Lead(evidence)
         return False
 
 
