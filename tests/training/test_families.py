@@ -221,6 +221,9 @@ def test_a_level_for_each_frame_makes_more_tasks_possible(table: Callable[..., T
             CapabilityError,
             "has a video track; got audio",
         ),
+        ("ltx", {"condition": {"causal": 0.7, "window": 0.6}}, InputError, "shares of one whole"),
+        ("ltx", {"condition": {"causal": 0.0, "anchor_every": 0}}, InputError, "anchor_every must be positive"),
+        ("ltx", {"num_words": 80}, InputError, "num_words must lie in 1..64"),
         ("ltx", {"tasks": {"text": 0.0}}, InputError, "at least one task must have a positive weight"),
     ],
 )

@@ -73,6 +73,17 @@ def test_a_kernel_moves_through_its_matrix_and_keeps_no_gradient_there() -> None
     assert optimizers.parts["muon"].param_groups[0]["params"][0].grad is None
 
 
+def test_states_come_from_a_checkpoint_and_settings_from_the_recipe() -> None:
+    old, new = (
+        build_optimizers(model(), OptimizerRecipe("muon", weight_decay=decay, betas=betas), CPU)
+        for decay, betas in ((0.01, (0.9, 0.95)), (0.5, (0.5, 0.6)))
+    )
+    settings = [{**group, "params": None} for part in new.parts.values() for group in part.param_groups]
+    new.load_state_dict(old.state_dict())
+    assert [{**group, "params": None} for part in new.parts.values() for group in part.param_groups] == settings
+    assert any(group["weight_decay"] == 0.5 for group in settings)
+
+
 def test_factor_scales_each_peak_and_frozen_parameters_are_left_out() -> None:
     net = model()
     net["embed"].requires_grad_(False)

@@ -305,6 +305,9 @@ def test_inputs_and_configurations_that_do_not_fit_are_refused() -> None:
     for shape in ((1, 3, 2, 2, 2), (1, 4, 0, 2, 2)):
         with pytest.raises(ShapeError, match=r"latents must be \(B, 4, N, h, w\)"):
             codec.decode(draw(*shape))
+    for act in (lambda: codec.encode(draw(1, 3, 7, 16, 16), -1), lambda: codec.decode(draw(1, 4, 2, 2, 2), -1)):
+        with pytest.raises(InputError, match="chunk must be 0"):
+            act()
     with pytest.raises(ShapeError, match=r"7 frames do not fit: later parts have 6k; nearest: 6, 12"):
         list(codec.encode_stream([draw(1, 3, 1, 8, 8), draw(1, 3, 7, 8, 8)]))
     wrong: list[dict[str, Any]] = [

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from vitascope.core.errors import ShapeError
+from vitascope.core.errors import InputError, ShapeError
 from vitascope.core.protocols import VideoCodec
 from vitascope.models.codecs.wan.config import WanCodecConfig
 from vitascope.models.codecs.wan.keys import diffusers_keys, original_keys
@@ -168,6 +168,8 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
         codec.encode(draw(1, 3, 5, 20, 16))
     with pytest.raises(ShapeError, match=r"latents must be \(B, 4, N, h, w\)"):
         codec.decode(draw(1, 3, 2, 2, 2))
+    with pytest.raises(InputError, match="chunk must be 0"):
+        codec.decode(draw(1, 4, 2, 2, 2), chunk=-1)
 
 
 @each_case

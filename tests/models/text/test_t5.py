@@ -239,3 +239,9 @@ def test_a_lack_of_memory_is_not_said_to_be_the_files(text: str) -> None:
         raise RuntimeError(text)
     with pytest.raises(CheckpointError, match=r"an encoder cannot be loaded: .*no such layer"), loading("an encoder"):
         raise RuntimeError("no such layer")
+
+
+def test_fp16_in_which_t5_overflows_is_refused(text_folders: Path) -> None:
+    for load in (load_t5, lambda *given, **more: open_t5(*given, cache=None, **more)):
+        with pytest.raises(InputError, match=r"overflows in fp16: give torch\.bfloat16 or torch\.float32"):
+            load(text_folders / "t5", T5Options(), dtype=torch.float16)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vitascope.core.errors import CapabilityError, CheckpointError, ShapeError
 from vitascope.core.protocols import CAUSAL, Denoiser, Prepares
-from vitascope.core.tracks import TextContext, Track
+from vitascope.core.tracks import VIDEO, TextContext, Track
 from vitascope.models.wan.config import WanConfig, to_diffusers
 from vitascope.models.wan.keys import diffusers_keys, original_keys
 from vitascope.models.wan.model import WanBlock, WanDenoiser
@@ -220,6 +220,33 @@ def test_what_the_model_cannot_take_is_refused() -> None:
     odd = Track(track.values[..., :5], track.noise, track.times_s, draw(2, 20, 3, 4, 5))
     with pytest.raises(ShapeError, match="nearest: 4, 6"):
         model({"video": odd}, text)
+
+
+def test_a_model_in_16_bits_takes_what_it_is_given_in_32() -> None:
+    case = next(case for case in CASES.values() if case.config.image_width)
+    model = our_model(case.config, their_model(case.config)).to(torch.bfloat16)
+    track, text = inputs(case)
+    assert text.image is not None
+    assert text.image.dtype == torch.float32
+    with torch.no_grad():
+        assert model({VIDEO: track}, text)[VIDEO].isfinite().all()
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_levels_may_be_given_once_for_all_frames(frames: int) -> None:
+    config = WanConfig(12, 1, 1, 16, text_width=8, in_channels=4, out_channels=4, frequency_width=8, noise="cell")
+    torch.manual_seed(0)
+    model = WanDenoiser(config).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    text = TextContext(draw(1, 3, 8), torch.ones(1, 3, dtype=torch.bool))
+    values, levels = draw(1, 4, frames, 4, 6), torch.rand(1, 1, 1, 4, 6, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        once, each = (
+            model({VIDEO: Track(values, noise, torch.arange(frames) / 8)}, text)[VIDEO]
+            for noise in (levels, levels.expand(-1, -1, frames, -1, -1))
+        )
+    assert torch.equal(once, each)
 
 
 def test_masked_words_are_not_read() -> None:

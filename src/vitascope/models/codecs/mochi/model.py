@@ -201,7 +201,7 @@ class MochiCodec(nn.Module):
         """`decode` piece by piece, up to `chunk` frames each."""
         check_latents(latents.shape, self.latent_channels)
         cache, surplus = EdgeCache(), self.strides.time - 1 if self.config.lead == "end" else 0
-        for part in latents.split(chunk or latents.shape[2], 2):
+        for part in stretches(latents, chunk, 2):
             mean, std = self._statistics(part)
             for frames in self.decoder.push(part.movedim(1, -1) * std + mean, cache, chunk):
                 shown = frames[:, surplus:]
