@@ -103,10 +103,15 @@ class _Slabs:
         return place.view(like.dtype).view(shape)
 
 
+def check_chunk(chunk: int) -> None:
+    """Raise InputError unless a clip can be worked out that many frames at a time."""
+    if chunk < 0:
+        raise InputError(f"chunk must be 0 (the whole clip) or more, got {chunk}")
+
+
 def stretches(x: Tensor, size: int, dim: int = 1) -> Iterator[Tensor]:
     """Along `dim`: the first, then `size` at a time; all at once for 0. Raises InputError for less."""
-    if size < 0:
-        raise InputError(f"chunk must be 0 (the whole clip) or more, got {size}")
+    check_chunk(size)
     if size == 0:
         yield x
         return

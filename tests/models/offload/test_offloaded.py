@@ -106,7 +106,8 @@ def test_the_signal_of_a_step_cache_is_there_while_layers_are_away(name: str, tm
     model = on_disk(plain, tmp_path, Layers(0, prefetch=False))
     model.bring()
     signals = []
-    for module in (plain, model.module):
+    modules: list[Any] = [plain, model.module]
+    for module in modules:
         state, passage = module.enter(*given(module))
         signals.append(passage.signal(state))
     torch.testing.assert_close(signals[1], signals[0], rtol=0, atol=0)

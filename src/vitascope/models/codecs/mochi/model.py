@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from vitascope.core.errors import ShapeError
 from vitascope.core.shapes import VideoStrides, check_frames, check_latents, nearest_multiples
 from vitascope.models.codecs.mochi.config import GROUP, Layer, Lead, MochiCodecConfig
-from vitascope.nn.causal_conv import stretches
+from vitascope.nn.causal_conv import check_chunk, stretches
 from vitascope.nn.edge_conv import EdgeCache, FrameGroupNorm, GroupResidualBlock
 from vitascope.nn.resample import Block, depth_to_space, space_to_depth
 from vitascope.ops.attention import attend
@@ -201,7 +201,8 @@ class MochiCodec(nn.Module):
         """`decode` piece by piece, up to `chunk` frames each."""
         check_latents(latents.shape, self.latent_channels)
         cache, surplus = EdgeCache(), self.strides.time - 1 if self.config.lead == "end" else 0
-        for part in stretches(latents, chunk, 2):
+        check_chunk(chunk)
+        for part in latents.split(chunk or latents.shape[2], 2):
             mean, std = self._statistics(part)
             for frames in self.decoder.push(part.movedim(1, -1) * std + mean, cache, chunk):
                 shown = frames[:, surplus:]
