@@ -23,7 +23,7 @@ from vitascope.models.mochi.config import MochiConfig
 from vitascope.models.parts import Part
 from vitascope.models.text.t5.original import KEYS
 from vitascope.models.wan.config import WanConfig
-from vitascope.tasks.convert import Target, convert_model, left_out, place_of
+from vitascope.tasks.convert import LAYOUTS, Target, convert_model, left_out, place_of
 from vitascope.tasks.discover import CODEC, DENOISER, Found, discover
 from vitascope.tasks.inspection import inspect_model
 from vitascope.tasks.load import Beside, load_pipeline
@@ -158,10 +158,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory, text_folders: Path) -> Path:
     wan_folder(folder, PICTURE)
     t5 = UMT5EncoderModel.from_pretrained(text_folders / "umt5" / "text_encoder").state_dict()
     t5.pop("encoder.embed_tokens.weight", None)
-    clip = CLIPVisionModel(CLIPVisionConfig(
+    config = CLIPVisionConfig(
         hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=1, image_size=224, patch_size=56,
         hidden_act="gelu",
-    )).half().state_dict()  # fmt: skip
+    )  # fmt: skip
+    model: Any = CLIPVisionModel(config)
+    clip = model.half().state_dict()
     prefix = next(iter(clip)).partition("embeddings.")[0]
     for name, source, table, before in (
         ("models_t5_umt5-xxl-enc-bf16.pth", t5, KEYS, ""),
@@ -249,7 +251,7 @@ def test_pipelines_that_cannot_be_converted_are_refused_in_one_line(tmp_path: Pa
         ("MochiPipeline", CheckpointError, "a model of family mochi belongs there"),
     ):
         index.write_text(json.dumps(values | {"_class_name": name}))
-        for layout in ("diffusers", "original"):
+        for layout in LAYOUTS:
             with pytest.raises(error, match=words):
                 left_out(discover(tmp_path / "whole"), layout)
             with pytest.raises(error, match=words):
