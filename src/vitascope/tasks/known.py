@@ -174,7 +174,9 @@ def _video_cells(pipeline: Pipeline, fmt: ClipFormat, given: Given, shots: list[
         if index < num_past:
             raise InputError(f"a keyframe at {keyframe.time_s} s lies in the part that is already there")
         if index in in_shots:
-            raise InputError(f"a keyframe at {keyframe.time_s} s lies in the shot at {in_shots[index]} s: give one of them")
+            raise InputError(
+                f"a keyframe at {keyframe.time_s} s lies in the shot at {in_shots[index]} s: give one of them"
+            )
         if index in taken:
             raise InputError(
                 f"keyframes at {taken[index]} s and {keyframe.time_s} s fall on one latent frame; "

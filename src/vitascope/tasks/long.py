@@ -187,9 +187,7 @@ def _highest(before: MemoryUse | None, after: MemoryUse | None) -> MemoryUse | N
     if before is None or after is None:
         return after
     stages = dict.fromkeys([*before.measured, *after.measured])
-    return replace(
-        after, measured={name: max(use.measured.get(name, 0) for use in (before, after)) for name in stages}
-    )
+    return replace(after, measured={name: max(use.measured.get(name, 0) for use in (before, after)) for name in stages})
 
 
 def _counted(report: Report, done: int, total: int) -> Report:
