@@ -25,9 +25,9 @@ from vitascope.diffusion.guidance import Guidance, GuidedDenoiser
 from vitascope.diffusion.paths import RectifiedFlow
 from vitascope.models.codecs.causal_video.config import CausalVideoConfig, Level
 from vitascope.models.codecs.causal_video.model import CausalVideoCodec
+from vitascope.models.codecs.decoding import Decoding, check_decoding, decode_frames
 from vitascope.models.codecs.ltx.config import DecoderStage, EncoderStage, LTXCodecConfig
 from vitascope.models.codecs.ltx.model import LTXCodec
-from vitascope.models.codecs.decoding import Decoding, check_decoding, decode_frames
 from vitascope.models.codecs.mochi.config import MochiCodecConfig
 from vitascope.models.codecs.mochi.model import MochiCodec
 from vitascope.models.codecs.parallel import SharedCodec, share_codec

@@ -238,7 +238,11 @@ def test_a_preview_is_decoded_as_planned(weights: Path, monkeypatch: pytest.Monk
         "vitascope.tasks.fitting.choose_plan",
         lambda *given, **more: replace(choose_plan(*given, **more), decoding=tiled),
     )
-    generate(pipeline, REQUEST, lambda step: None if preview_frames(pipeline, step).numel() else None)
+
+    def look(step: Step) -> None:
+        preview_frames(pipeline, step)
+
+    generate(pipeline, REQUEST, look)
     assert plans[0].decoding == tiled
     assert seen == [tiled, tiled]
 
