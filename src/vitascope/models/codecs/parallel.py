@@ -92,8 +92,8 @@ class SharedCodec:
     def decode(self, latents: Tensor, **told: float) -> Tensor:
         """Latents (B, C, 1 + k, h, w), the same on all processes, to frames (B, 3, 1 + k*time, H, W) on each of them.
 
-        told: `timestep` and `noise_scale` of a conditioned codec, in [0, 1]; without them its own. Raises ShapeError for
-        strips with fewer rows than a layer reads to each side, or none.
+        told: `timestep` and `noise_scale` of a conditioned codec, in [0, 1]; without them its own. Raises ShapeError
+        for strips with fewer rows than a layer reads to each side, or none.
         """
         check_latents(latents.shape, self.latent_channels)
         strips = Strips.of(latents.shape[3], self.ranks)
