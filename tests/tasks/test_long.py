@@ -186,6 +186,8 @@ def test_refusals(pipeline: Pipeline) -> None:
         generate_any_length(pipeline, request(pipeline, 17, camera=torch.zeros(17, 7)))
     with pytest.raises(InputError, match="the given video has 9 frames, the clip 17"):
         generate_any_length(pipeline, request(pipeline, 17, video=frames_of(9)))
+    with pytest.raises(InputError, match="a clip has at most 1000000 frames, got 1000001"):
+        generate_any_length(pipeline, request(pipeline, 1_000_001))
     with pytest.raises(InputError, match=r"18 frames do not fit: .*nearest: 17, 21"):
         generate_any_length(pipeline, request(pipeline, 18))
 

@@ -143,7 +143,7 @@ def test_patterns_are_for_the_names_that_peft_saw(pattern: str, tmp_path: Path) 
     trained.transformer.blocks = nn.ModuleList([Block()])
     patterns: Any = {"alpha_pattern": {pattern: 32}, "rank_pattern": {pattern: 2}}
     config = LoraConfig(r=4, lora_alpha=4, target_modules=["q", "k"], **patterns)
-    model: Any = get_peft_model(trained, config)  # type: ignore[arg-type]
+    model: Any = get_peft_model(trained, config)
     model.save_pretrained(tmp_path)
     lora = read_lora(tmp_path)
     for name in ("q", "k"):

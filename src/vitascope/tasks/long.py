@@ -19,6 +19,7 @@ from vitascope.tasks.pipeline import Pipeline
 from vitascope.tasks.request import GenerateRequest, Given
 from vitascope.tasks.settings import recipe_of
 
+MAX_FRAMES = 1_000_000
 FADE_SAMPLES = 320
 """Length of the passage from one window's sound to the next one's: 20 ms at 16 kHz."""
 
@@ -108,6 +109,8 @@ def _make(pipeline: Pipeline, request: GenerateRequest, start: Clip | None, repo
     """All windows of a request, after `start` if there is one."""
     fmt, given, own = request.format, request.given, pipeline.defaults
     pipeline.check_format(replace(fmt, num_frames=own.clip.num_frames))
+    if fmt.num_frames > MAX_FRAMES:
+        raise InputError(f"a clip has at most {MAX_FRAMES} frames, got {fmt.num_frames}")
     can = pipeline.denoiser.capabilities
     if can.noise == "clip" and not can.condition_channels:
         most = own.clip.num_frames
