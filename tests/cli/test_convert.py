@@ -136,6 +136,13 @@ def test_the_file_of_an_ltx_model_takes_the_place_of_none(
     assert kept.read_bytes() == b"mine"
 
 
+def test_the_file_that_is_made_is_told(ltx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", str(ltx), str(tmp_path / "ltxv-0.9.8"), "--layout", "original", "--json"]) == 0
+    told, made = json.loads(capsys.readouterr().out), tmp_path / "ltxv-0.9.8.safetensors"
+    assert (told["output"], told["files"]) == (str(made), [str(made)])
+    assert made.is_file()
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [

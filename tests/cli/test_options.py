@@ -97,6 +97,10 @@ def test_a_limit_of_memory_is_planned_for_and_measured(
         (["--image-cond-noise-scale", "2"], "noise on known frames lies in [0, 1]"),
         (["--adain", "0.5"], "go with --upsampler"),
         (["--upsampler", "nowhere"], "nowhere"),
+        (
+            ["--upsampler", "nowhere", "--extend", "no.mp4"],
+            "--extend goes on from a clip in one pass: leave --upsampler away",
+        ),
         (["--parallel", "ulysses"], "started by torchrun"),
         (["--parallel", "ulysses", "--memory", "1GB"], "--memory is for one process"),
         (["--parallel", "ring", "--lora", "a"], "--lora is for one process"),

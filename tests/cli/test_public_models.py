@@ -272,7 +272,7 @@ def test_an_interrupted_conversion_leaves_nothing(
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(conversion, "_write_index", interrupt)
+    monkeypatch.setattr(conversion, "write_index", interrupt)
     assert main(["convert", str(wan), str(tmp_path / "new")]) == 130
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(conversion.shutil, "copytree", full)

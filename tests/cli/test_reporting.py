@@ -26,9 +26,12 @@ def test_lengths_between_frames_are_refused_with_their_neighbours() -> None:
         whole_frames(2.04, 12)
     with pytest.raises(ShapeError, match=r"nearest: 0\.08333 s \(1 frames\)"):
         whole_frames(0.01, 12)
-    for seconds, fps in ((0.0, 12.0), (-1.0, 12.0), (1.0, 0.0), (math.nan, 12.0)):
+    for seconds, fps in ((0.0, 12.0), (-1.0, 12.0), (1.0, 0.0), (math.nan, 12.0), (math.inf, 12.0), (1.0, math.inf)):
         with pytest.raises(ShapeError, match="must be positive"):
             whole_frames(seconds, fps)
+    for seconds in (1e6, 1e308):
+        with pytest.raises(ShapeError, match="too many frames; at most 1000000"):
+            whole_frames(seconds, 12.0)
 
 
 @dataclass(frozen=True)

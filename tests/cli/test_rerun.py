@@ -65,7 +65,16 @@ def test_other_weights_are_told(run: Run, tmp_path: Path, capsys: pytest.Capture
     ("change", "words"),
     [
         ({"seed": "one"}, "is damaged"),
-        ({"width": -1}, "is damaged: width_px must be positive"),
+        ({"width": -1}, "width_px must be positive"),
+        ({"num_frames": 5.0}, "is damaged: ClipFormat.num_frames must be a value of type int, got 5.0"),
+        ({"num_frames": 1e99}, "is damaged: ClipFormat.num_frames must be"),
+        ({"width": 32.0}, "is damaged: ClipFormat.width_px must be"),
+        ({"height": 32.0}, "is damaged: ClipFormat.height_px must be"),
+        ({"fps": float("inf")}, "fps must be positive and finite"),
+        (
+            {"sources": {"extend": "a.mp4"}, "second": {"upsampler": "b"}},
+            "--extend goes on from a clip in one pass: leave --upsampler away",
+        ),
         ({"sources": {"file": "x"}}, "is damaged: Sources has unknown keys: file"),
         ({"sources": []}, "is damaged"),
         ({"prompt": None}, "is damaged"),

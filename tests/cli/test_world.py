@@ -53,6 +53,10 @@ def test_the_same_seed_gives_the_same_clips(tmp_path: Path) -> None:
         (["--width", "47"], "width 47 px cannot be encoded: it must be even; nearest: 46, 48"),
         (["--seconds", "0.53"], "nearest: 0.5 s (6 frames) or 0.5833 s (7 frames)"),
         (["--fps", "0"], "the frame rate must be positive"),
+        (["--fps", "inf"], "the frame rate must be positive and finite, got 0.5 s at inf fps"),
+        (["--fps", "1000"], "the frame rate lies in 1..240 fps, got 1000"),
+        (["--seconds", "inf"], "must be positive and finite, got inf s at 12.0 fps"),
+        (["--seconds", "1e308"], "1e+308 s at 12 fps are too many frames; at most 1000000"),
         (["--prompt", ""], "the prompt is empty"),
         (["--prompt", "a red dragon"], "dragon"),
         (["--split", "test"], "valid values: train, held_out"),
@@ -67,6 +71,13 @@ def test_bad_input_is_refused(
     assert words in error
     assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rate_that_is_not_finite_is_refused_without_a_length(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["world", "--output-dir", str(tmp_path), "--fps", "inf"]) == 2
+    assert capsys.readouterr().err == "vitascope world: fps must be positive and finite, got inf\n"
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,11 +25,12 @@ from vitascope.diffusion.guidance import Guidance, GuidedDenoiser
 from vitascope.diffusion.paths import RectifiedFlow
 from vitascope.models.codecs.causal_video.config import CausalVideoConfig, Level
 from vitascope.models.codecs.causal_video.model import CausalVideoCodec
+from vitascope.models.codecs.decoding import Decoding, check_decoding, decode_frames
 from vitascope.models.codecs.ltx.config import DecoderStage, EncoderStage, LTXCodecConfig
 from vitascope.models.codecs.ltx.model import LTXCodec
 from vitascope.models.codecs.mochi.config import MochiCodecConfig
 from vitascope.models.codecs.mochi.model import MochiCodec
-from vitascope.models.codecs.parallel import SharedCodec
+from vitascope.models.codecs.parallel import SharedCodec, share_codec
 from vitascope.models.codecs.wan.config import WanCodecConfig
 from vitascope.models.codecs.wan.model import WanCodec
 from vitascope.models.factorised.config import FactorisedConfig
@@ -163,6 +164,19 @@ def codec(config: Any, latents: tuple[int, int, int], num_clips: int = 1) -> Cas
     return case
 
 
+def told(ranks: Ranks) -> float:
+    """A conditioned codec, told how noisy its latents are by what decodes clips; others refuse it."""
+    one, plain = (model_of(CODECS[name][0], 0.2) for name in ("ltx, noise", "wan"))
+    values, how = draw(1, 5, 3, 4, 2), Decoding(timestep=0.6, noise_scale=0.4)
+    many = share_codec(one, ranks)
+    expected, usual = (decode_frames(one, values, way).float() for way in (how, Decoding()))
+    assert differ(expected, usual) > 0.01
+    with pytest.raises(CapabilityError, match="not conditioned on noise"):
+        check_decoding(share_codec(plain, ranks), how)
+    assert (decode_frames(many, values, how).float() - expected).abs().max() <= 1  # rounding to 8 bits
+    return differ(many.decode(values, timestep=0.6, noise_scale=0.4), one.decode(values, timestep=0.6, noise_scale=0.4))
+
+
 def refusals(ranks: Ranks) -> float:
     """Too few rows; too few tokens, from the wrapper's own call; what the model itself refuses passes through."""
     wrong = 3
@@ -240,6 +254,7 @@ CASES: dict[str, Case] = {
     "codec, wan, two clips": codec(CODECS["wan"][0], (1, 4, 2), 2),
     "codec, wan, no strides of time": codec(replace(CODECS["wan"][0], halve_time=(False,) * 3), (2, 3, 2)),
     "codec, ltx, causal": codec(replace(CODECS["ltx, noise"][0], decoder_causal=True), (3, 5, 2), 2),
+    "codec, ltx, told of its noise": told,
     "refusals": refusals,
 }
 

@@ -90,7 +90,7 @@ def test_what_such_a_model_cannot_do_is_refused(load: Load) -> None:
     ("name", "changes", "words"),
     [
         ("mochi", {"video_channels": 6}, "the denoiser has 6 video_channels, the video codec 4"),
-        ("wan", {"in_channels": 12}, "the denoiser has 12 in_channels, the video codec 4"),
+        ("wan", {"in_channels": 11}, "the denoiser has 11 in_channels, the video codec 12"),
         ("ltx", {"text_width": 24}, "the denoiser has 24 text_width, the text encoder 16"),
         ("wan", {"image_width": 8}, "reads pictures by an image encoder"),
     ],

@@ -20,18 +20,20 @@ from vitascope.core.tracks import TextContext
 from vitascope.diffusion.guidance import Guidance
 from vitascope.diffusion.paths import RectifiedFlow
 from vitascope.diffusion.samplers.step import Step
+from vitascope.models.codecs.decoding import Decoding, decode_frames
 from vitascope.models.codecs.wan.config import WanCodecConfig
 from vitascope.models.codecs.wan.model import WanCodec
 from vitascope.models.offload.offloaded import Layers
 from vitascope.models.offload.stores import FileStore, same_names
 from vitascope.models.wan.config import WanConfig
 from vitascope.models.wan.model import WanDenoiser
+from vitascope.nn.tiling import Tiling
 from vitascope.tasks.clips import Clips, clips_of
 from vitascope.tasks.fitting import Fitted, MemoryLimit, OnDemand, fit_parts, text_device
 from vitascope.tasks.footprint import PipelineCosts
 from vitascope.tasks.generate import generate
 from vitascope.tasks.load import load_pipeline
-from vitascope.tasks.memory import MemoryPlan
+from vitascope.tasks.memory import MemoryPlan, choose_plan
 from vitascope.tasks.pipeline import Defaults, Pipeline
 from vitascope.tasks.preview import preview_frames
 from vitascope.tasks.request import GenerateRequest, Given, Keyframe, Shot
@@ -220,6 +222,29 @@ def test_parts_take_turns_also_for_a_preview_in_the_middle(weights: Path) -> Non
 
     assert torch.equal(generate(pipeline, REQUEST, look).clip.frames, expected)
     assert torch.equal(seen[-1][0], expected)
+
+
+def test_a_preview_is_decoded_as_planned(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans: list[MemoryPlan] = []
+    pipeline, seen = limited(weights, 110, plans), list[Decoding]()
+
+    def decoded(codec: Any, latents: torch.Tensor, how: Decoding) -> torch.Tensor:
+        seen.append(how)
+        return decode_frames(codec, latents, how)
+
+    monkeypatch.setattr("vitascope.tasks.preview.decode_frames", decoded)
+    tiled = Decoding(1, Tiling(4, 1))
+    monkeypatch.setattr(
+        "vitascope.tasks.fitting.choose_plan",
+        lambda *given, **more: replace(choose_plan(*given, **more), decoding=tiled),
+    )
+
+    def look(step: Step) -> None:
+        preview_frames(pipeline, step)
+
+    generate(pipeline, REQUEST, look)
+    assert plans[0].decoding == tiled
+    assert seen == [tiled, tiled]
 
 
 def test_our_own_pipelines_keep_a_limit_too(tiny_model: Path, pipeline: Pipeline) -> None:

@@ -277,7 +277,7 @@ def test_settings_that_cannot_be_are_refused(pipeline: Pipeline, changes: dict[s
         ({"height_px": 4}, "height 4 px does not fit: .* nearest: 8"),
         ({"width_px": 80000}, "width 80000 px is too large; at most 8192 px"),
         ({"num_frames": 10}, "10 frames do not fit: .*nearest: 9, 13"),
-        ({"fps": INF}, "frame rate lies in 1..240 fps, got inf"),
+        ({"fps": INF}, "fps must be positive and finite, got inf"),
         ({"fps": 0.5}, "frame rate lies in 1..240 fps, got 0.5"),
         ({"sample_rate_hz": 8000}, "sound is made at 16000 Hz, not at 8000 Hz"),
     ],

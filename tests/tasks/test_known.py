@@ -131,6 +131,39 @@ def test_noise_on_known_frames_does_what_it_does_in_diffusers(
     torch.testing.assert_close(again, out, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        Given((keyframe(0, 0.0),)),
+        Given((keyframe(0, 0.1), keyframe(20, 0.05))),
+        Given((keyframe(0, 0.6), keyframe(13, 1.0))),
+        Given((keyframe(0),), shots=(shot(8, 25, 0.1),)),
+    ],
+)
+def test_what_is_given_lies_over_a_draft_as_in_diffusers(
+    given: Given, ltx: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs, ours = ltx["conditions"]
+    monkeypatch.setattr(pipeline_ltx_condition, "retrieve_latents", lambda out, generator: out.latent_dist.mode())
+    draft = torch.randn(8, 5, 1, 2, generator=torch.Generator().manual_seed(5))
+    expected = theirs(
+        conditions=conditions(given), prompt="wind", negative_prompt="", width=64, height=32, num_frames=33,
+        frame_rate=25, timesteps=[1000 * level for level in LEVELS], denoise_strength=0.8, latents=draft[None],
+        guidance_scale=2.0, image_cond_noise_scale=0.0, generator=generator(3, VIDEO), output_type="latent",
+    ).frames  # fmt: skip
+    asked = replace(REQUEST, levels=LEVELS[1:], given=replace(given, draft=draft))
+    out = sample(ours, [asked]).tracks[VIDEO].values
+    assert (out - expected).norm() / expected.norm() < 1e-4  # fp32 sums in another order
+
+
+def test_a_keyframe_that_is_not_there_leaves_the_draft(ltx: Any) -> None:
+    draft = torch.randn(8, 5, 1, 2, generator=torch.Generator().manual_seed(5))
+    plain = start_tracks(ltx["conditions"].ours, FORMAT, Given(draft=draft), 3, 0.6)[VIDEO]
+    shown = start_tracks(ltx["conditions"].ours, FORMAT, Given((keyframe(0, 0.0),), draft=draft), 3, 0.6)[VIDEO]
+    assert torch.equal(shown.values, plain.values)
+    assert torch.equal(shown.noise, plain.noise)
+
+
 def test_noise_on_known_frames_is_refused_where_there_are_none(ltx: Any) -> None:
     for scale in (-0.1, 1.5, float("nan")):
         with pytest.raises(InputError, match=r"noise on known frames lies in \[0, 1\]"):
@@ -175,10 +208,14 @@ def test_what_does_not_fit_is_refused(ltx: Any) -> None:
         (Given(shots=(shot(8, 1),)), ShapeError, "has 9 frames or more, got 1; one frame is a keyframe"),
         (Given(shots=(shot(8, 12),)), ShapeError, "12"),
         (Given(shots=(shot(0, 9), shot(0, 17))), InputError, "lies over something else"),
+        (Given((keyframe(0),), shots=(shot(0, 9),)), InputError, r"a keyframe at 0\.0 s lies in the shot at 0\.0 s"),
+        (Given(past=past, shots=(shot(0, 9, 0.0),)), InputError, "lies over something else"),
         (Given((keyframe(4),), past=past), InputError, "already there"),
     ):
         with pytest.raises(kind, match=message):
             generate(conditions, replace(REQUEST, given=given))
+    with pytest.raises(InputError, match=r"a keyframe at 0\.2 s lies in the shot at 0\.0 s"):
+        generate(text, replace(REQUEST, given=Given((keyframe(5),), shots=(shot(0, 9, 0.0),))))
     with pytest.raises(CapabilityError, match="at the beginning of the clip alone"):
         generate(text, replace(REQUEST, given=Given(shots=(shot(8, 9),))))
     with pytest.raises(InputError, match=r"starts at level 0\.9, below cells at level 1"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +13,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vitascope.core.errors import InputError
+from vitascope.core.memory import held_bytes
 from vitascope.diffusion.samplers import Step
 from vitascope.media.reading import Clip
-from vitascope.tasks.generate import generate
-from vitascope.tasks.known import start_tracks
-from vitascope.tasks.long import FADE_SAMPLES, _join_sound, extend, generate_any_length, plan_windows
+from vitascope.tasks.fitting import MemoryLimit
+from vitascope.tasks.generate import Generated, generate
+from vitascope.tasks.known import _frame, start_tracks
+from vitascope.tasks.load import load_pipeline
+from vitascope.tasks.long import FADE_SAMPLES, _join_sound, _part, extend, generate_any_length, plan_windows
+from vitascope.tasks.memory import MemoryUse
 from vitascope.tasks.pipeline import Pipeline
 from vitascope.tasks.request import GenerateRequest, Given, Keyframe
 
@@ -131,6 +137,36 @@ def test_an_extension_follows_its_own_sound_and_keyframes(pipeline: Pipeline) ->
     assert not torch.equal(shown.clip.frames[5:], plain.clip.frames[5:])
 
 
+@pytest.mark.parametrize("have", [7, 8])
+def test_a_keyframe_between_two_frames_is_of_one_frame(have: int, pipeline: Pipeline) -> None:
+    windows = plan_windows(have + 80, have, 9, 5, 4)
+    for frame in range(have, have + 78):
+        asked = request(pipeline, have + 80, keyframes=(Keyframe((frame + 0.5) / FPS, frames_of(1)[0]),))
+        found = []
+        for window in windows:
+            part = _part(asked, window, frames_of(1).expand(have + 80, 3, 32, 32), None)
+            places = [_frame(part.format, keyframe.time_s, "keyframe") for keyframe in part.given.keyframes]
+            assert all(window.overlap <= place < window.num_frames for place in places)
+            found += [window.first + place for place in places]
+        assert found == [round((frame + 0.5) / FPS * FPS)]
+
+
+def test_what_windows_took_is_told(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = MemoryLimit(held_bytes(torch.device("cpu")) + 400 * 10**6)
+    under = load_pipeline(str(tiny_model), "cpu", "fp32", memory=limit)
+    uses: list[MemoryUse] = []
+
+    def made(*arguments: Any) -> Generated:
+        result, peaks = generate(*arguments), [{"denoise": 7, "encode": 3}, {"denoise": 9}, {"denoise": 8, "decode": 5}]
+        assert result.memory is not None
+        uses.append(replace(result.memory, measured=peaks[len(uses)]))
+        return replace(result, memory=uses[-1])
+
+    monkeypatch.setattr("vitascope.tasks.long.generate", made)
+    told = generate_any_length(under, request(under, 17)).memory
+    assert told == MemoryUse(uses[2].plan, {"denoise": 9, "encode": 3, "decode": 5})
+
+
 def test_refusals(pipeline: Pipeline) -> None:
     past = Clip(frames_of(5), FPS, None, None)
     with pytest.raises(InputError, match="the clip to extend has 24 fps, the request 12"):
@@ -150,6 +186,8 @@ def test_refusals(pipeline: Pipeline) -> None:
         generate_any_length(pipeline, request(pipeline, 17, camera=torch.zeros(17, 7)))
     with pytest.raises(InputError, match="the given video has 9 frames, the clip 17"):
         generate_any_length(pipeline, request(pipeline, 17, video=frames_of(9)))
+    with pytest.raises(InputError, match="a clip has at most 1000000 frames, got 1000001"):
+        generate_any_length(pipeline, request(pipeline, 1_000_001))
     with pytest.raises(InputError, match=r"18 frames do not fit: .*nearest: 17, 21"):
         generate_any_length(pipeline, request(pipeline, 18))
 

@@ -65,21 +65,53 @@ def test_what_is_not_in_the_cache_is_refused_in_one_line(cache: Path) -> None:
         hub.fetch("what")
 
 
-def test_only_weights_and_descriptions_are_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import huggingface_hub
+PIPELINE = ("transformer/config.json", "transformer/model.safetensors", "vae/config.json")
+CODE = ("run.py", "old.bin", "VAE.pth", "transformer/old.pt")
+TOP = ("config.json", "one.safetensors")
+DEEP = "steps/100/one.safetensors"
 
-    asked: dict[str, Any] = {}
+
+@pytest.mark.parametrize(
+    ("there", "wanted"),
+    [
+        # beside a pipeline of diffusers, weights at the top are the same again
+        (("model_index.json", *PIPELINE, *TOP), ("model_index.json", *PIPELINE)),
+        (("model_index.json", *PIPELINE, "safety/model.safetensors"), ("model_index.json", *PIPELINE)),
+        # a model of this package, and one of its authors with a folder beside the weights
+        (("pipeline.json", "denoiser.safetensors"), ("pipeline.json", "denoiser.safetensors")),
+        ((*TOP, "vae/config.json", "vae/model.safetensors"), (*TOP, "vae/config.json", "vae/model.safetensors")),
+        # of a text encoder and the like, the first folder is enough without an index
+        ((*PIPELINE, *TOP), PIPELINE),
+    ],
+)
+def test_what_is_fetched(
+    there: tuple[str, ...], wanted: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import huggingface_hub
+    from huggingface_hub.utils import filter_repo_objects
+
+    asked: list[tuple[Any, ...]] = []
 
     def download(name: str, **options: Any) -> str:
-        asked.update(options, name=name)
+        asked.append((name, options["revision"], options["local_files_only"]))
+        for file in filter_repo_objects(
+            (*there, *CODE, DEEP),
+            allow_patterns=options["allow_patterns"],
+            ignore_patterns=options["ignore_patterns"],
+        ):
+            (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / file).touch()
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert hub.fetch("who/what@v1", ("transformer",)) == tmp_path
-    assert (asked["name"], asked["revision"], asked["local_files_only"]) == ("who/what", "v1", False)
-    patterns = asked["allow_patterns"]
-    assert "transformer/*.safetensors" in patterns
-    assert not any(pattern.endswith((".py", ".bin", ".pt", ".pth", "*")) for pattern in patterns)
+    assert hub.fetch("who/what@v1", ("transformer", "vae")) == tmp_path
+    assert set(asked) == {("who/what", "v1", False)}
+    files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert files == set(wanted)
+    # without folders all is wanted, but never code and pickles
+    hub.fetch("who/what@v1")
+    files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert files == {*there, DEEP}
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

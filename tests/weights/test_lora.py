@@ -10,8 +10,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitascope.core.errors import CheckpointError
 from vitascope.weights.lora import Difference, Lora, LowRank, Target, read_lora
@@ -124,6 +125,39 @@ def test_settings_in_a_folder_and_in_the_head(extra: dict[str, Any], scale: floa
         lora = read_lora(place)
         assert only(lora).scale == pytest.approx(scale)
         assert [file.name for file in lora.files] == ["adapter_model.safetensors", SETTINGS_FILE]
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["transformer.blocks.0.q", "^transformer.blocks.0.q", "blocks.0.q", "^blocks.0.q", "q", "former.blocks.0.q"],
+)
+@pytest.mark.filterwarnings("ignore:The following (alpha|rank)_pattern keys did not match:RuntimeWarning")
+def test_patterns_are_for_the_names_that_peft_saw(pattern: str, tmp_path: Path) -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    trained = nn.Module()
+    trained.transformer = nn.Module()
+    trained.transformer.blocks = nn.ModuleList([Block()])
+    patterns: Any = {"alpha_pattern": {pattern: 32}, "rank_pattern": {pattern: 2}}
+    config = LoraConfig(r=4, lora_alpha=4, target_modules=["q", "k"], **patterns)
+    model: Any = get_peft_model(trained, config)
+    model.save_pretrained(tmp_path)
+    lora = read_lora(tmp_path)
+    for name in ("q", "k"):
+        theirs = getattr(trained.get_submodule("transformer.blocks.0"), name).scaling["default"]
+        update = lora.updates[Target(f"blocks.0.{name}")]
+        assert isinstance(update, LowRank)
+        assert update.scale == theirs
+
+
+def test_patterns_of_other_files_are_for_names_with_and_without_prefix(tmp_path: Path) -> None:
+    tensors = {f"transformer.{name}": tensor for name, tensor in pair().items()}
+    for pattern in ("^a.b", "^transformer.a.b"):
+        several = {pattern: 8, "b": 7}  # the first that fits
+        assert only(read(tmp_path, tensors, SETTINGS | {"alpha_pattern": several})).scale == 4.0
 
 
 @given(st.integers(1, 8), st.floats(-100, 100), st.booleans())

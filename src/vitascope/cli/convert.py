@@ -26,7 +26,7 @@ def convert(
     import torch
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from vitascope.tasks.convert import LAYOUTS, Target, convert_model, left_out
+    from vitascope.tasks.convert import LAYOUTS, Target, convert_model, left_out, place_of
     from vitascope.tasks.discover import discover
     from vitascope.tasks.load import model_place
 
@@ -34,15 +34,15 @@ def convert(
     kind = DTYPES[choice("dtype", dtype, DTYPES)]
     found = discover(model_place(model), allow_pickle=allow_pickle, variant=variant)
     target = Target(output, "original" if name == "original" else "diffusers", getattr(torch, kind) if kind else None)
-    notes = left_out(found, target.layout)
+    notes, place = left_out(found, target.layout), place_of(found, target)
     console = stderr_console()
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        job = bar.add_task(str(output), total=None)
+        job = bar.add_task(str(place), total=None)
         made = convert_model(
             found, target, lambda what, done, total: bar.update(job, description=what, completed=done, total=total)
         )
     if json_output:
-        print_json({"output": str(output), "files": [str(path) for path in made], "notes": notes})
+        print_json({"output": str(place), "files": [str(path) for path in made], "notes": notes})
     else:
         say("\n".join([*map(str, made), *(f"note: {note}" for note in notes)]))

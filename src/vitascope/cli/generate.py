@@ -107,11 +107,11 @@ def generate(
         **sampling.fields(),
     )
     second = SecondPass(upsampler, second_levels, adain, tone_map)
-    second.check()
+    sources = Sources(image, tuple(keyframe or ()), audio, video, extend, camera, tuple(shot or ()))
+    second.check(sources)
     beside = Beside(text_encoder, vae, allow_pickle, variant)
     choice = ModelChoice(model, device, precision, beside, tuple(lora or ()), memory, lossy, parallel)
     choice.check()
-    sources = Sources(image, tuple(keyframe or ()), audio, video, extend, camera, tuple(shot or ()))
     requests = [replace(settings, prompt=text) for text, _ in jobs]
     lengths = Lengths(seconds, num_frames, width, height, fps)
     with open_model(choice) as opened:
@@ -158,8 +158,8 @@ def _make_all(
         made.append(write(result, path, job.sources, job.beside, job.second))
         if not job.quiet:
             say(f"{path}: {describe(result)}")
-        if pipeline.memory is not None and pipeline.memory.use is not None:
-            say("\n".join(pipeline.memory.use.lines()))
+        if result.memory is not None:
+            say("\n".join(result.memory.lines()))
     return made
 
 

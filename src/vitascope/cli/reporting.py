@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
-from math import floor
+from math import floor, inf
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vitascope.core.errors import InputError, MediaError, ShapeError
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Item = TypeVar("Item")
+MAX_FRAMES = 1_000_000
 
 
 def stderr_console() -> Console:
@@ -76,9 +77,11 @@ def plain(value: object) -> Any:
 
 def whole_frames(seconds: float, fps: float) -> int:
     """Frames in `seconds` at `fps`; ShapeError names the nearest lengths where that is no whole number from 1 up."""
-    if not (fps > 0 and seconds > 0):
-        raise ShapeError(f"the length and the frame rate must be positive, got {seconds} s at {fps} fps")
     count = seconds * fps
+    if not (0 < seconds < inf and 0 < fps < inf):
+        raise ShapeError(f"the length and the frame rate must be positive and finite, got {seconds} s at {fps} fps")
+    if count > MAX_FRAMES:
+        raise ShapeError(f"{seconds:g} s at {fps:g} fps are too many frames; at most {MAX_FRAMES}")
     if abs(count - round(count)) > 0.02 or round(count) < 1:
         below = floor(count)
         near = " or ".join(f"{frames / fps:.4g} s ({frames} frames)" for frames in (below, below + 1) if frames > 0)

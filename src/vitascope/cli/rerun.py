@@ -37,6 +37,7 @@ def rerun(
     target = output or file.with_name(f"{file.stem}.rerun{file.suffix}")
     check_output(target)
     parts = _parts(file, recipe)
+    parts.second.check(parts.sources)
     choice = ModelChoice(str(recipe["model"]), device, str(recipe["precision"]), parts.beside, parts.loras)
     with open_model(choice) as opened:
         result = _make(opened.pipeline, parts, recipe, file)
@@ -81,7 +82,9 @@ def _parts(file: Path, recipe: dict[str, Any]) -> _Parts:
     from vitascope.weights.config import config_from_dict
 
     try:
-        fmt = ClipFormat(recipe["width"], recipe["height"], recipe["fps"], recipe["num_frames"])
+        size = {"width_px": recipe["width"], "height_px": recipe["height"]}
+        rates = {name: recipe[name] for name in ("fps", "num_frames")}
+        fmt = config_from_dict(ClipFormat, size | rates)
         for name in ("model", "weights", "precision", "prompt", "seed"):
             recipe[name]
         request = config_from_dict(GenerateRequest, {name: recipe[name] for name in SETTINGS if name in recipe})

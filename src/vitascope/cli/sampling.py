@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vitascope.core.errors import InputError
 
 if TYPE_CHECKING:
+    from vitascope.cli.sources import Sources
     from vitascope.diffusion.samplers import Step
     from vitascope.models.ltx_upsampler.model import LTXUpsampler
     from vitascope.tasks.generate import Generated
@@ -78,8 +79,10 @@ class SecondPass:
     adain: float = 1.0
     tone_map: float = 0.0
 
-    def check(self) -> None:
-        """Raise InputError for values that cannot be."""
+    def check(self, sources: Sources) -> None:
+        """Raise InputError for values that cannot be, and for sources that do not go with a second pass."""
+        if self.upsampler and sources.extend:
+            raise InputError("--extend goes on from a clip in one pass: leave --upsampler away")
         if self.upsampler:
             self.passes()
         elif self != SecondPass():

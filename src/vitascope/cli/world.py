@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitascope.cli.reporting import plain, print_json, say, track, whole_frames
-from vitascope.core.errors import MediaError
+from vitascope.core.errors import MediaError, ShapeError
 from vitascope.core.shapes import ClipFormat
 
 if TYPE_CHECKING:
@@ -51,8 +51,11 @@ def world(
     Writes NNNN.mp4 and NNNN.json (caption, attributes, paths, camera, impacts, speech) per clip, and contact_sheet.png.
     """
     from vitascope.media.pictures import contact_sheet, write_picture
+    from vitascope.tasks.pipeline import MAX_FPS
 
     fmt = ClipFormat(width, height, fps, 25 if seconds is None else whole_frames(seconds, fps))
+    if not 1 <= fps <= MAX_FPS:
+        raise ShapeError(f"the frame rate lies in 1..{MAX_FPS:g} fps, got {fps:g}")
     _make_folder(output_dir)
     scenes = _scenes(prompt or [], num_clips, seed, split, fmt)
     written, shown = [], []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, inf
 
 from vitascope.core.errors import ShapeError
 
@@ -34,8 +34,8 @@ class ClipFormat:
 
     def __post_init__(self) -> None:
         for name in ("width_px", "height_px", "fps", "num_frames", "sample_rate_hz"):
-            if not getattr(self, name) > 0:
-                raise ShapeError(f"{name} must be positive, got {getattr(self, name)}")
+            if not 0 < getattr(self, name) < inf:
+                raise ShapeError(f"{name} must be positive and finite, got {getattr(self, name)}")
 
     @property
     def duration_s(self) -> float:

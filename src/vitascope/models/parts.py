@@ -19,7 +19,7 @@ from vitascope.nn.precision import matrix_names, store_matrices
 from vitascope.parallel.ranks import Ranks
 from vitascope.weights.config import config_from_dict, config_to_dict
 from vitascope.weights.keys import KeyTable
-from vitascope.weights.sources import SafetensorsSource, TensorSource, Under
+from vitascope.weights.sources import Joined, SafetensorsSource, TensorSource, Under
 from vitascope.weights.streaming import load_streaming
 
 Layout = Literal["diffusers", "original"]
@@ -136,5 +136,8 @@ def close(source: TensorSource) -> None:
     """Close the files of a source, which open again when they are asked for."""
     if isinstance(source, Under):
         close(source.source)
+    if isinstance(source, Joined):
+        for part in source.sources.values():
+            close(part)
     if isinstance(source, SafetensorsSource):
         source.__exit__()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,36 +19,31 @@ import torch
 
 from vitascope.core.errors import CheckpointError, choice
 from vitascope.models import named
-from vitascope.models.image.clip.original import load_original as load_image_encoder
 from vitascope.models.original import ORIGINALS
 from vitascope.models.parts import Layout, Part
 from vitascope.models.published import PUBLISHED
-from vitascope.models.text.t5.original import load_original as load_text_encoder
-from vitascope.tasks.discover import CODEC, DENOISER, FOLDERS, IMAGE, INDEX, TEXT, Found
+from vitascope.tasks.beside import copy_beside, left_beside, write_beside, write_index, write_json
+from vitascope.tasks.discover import CODEC, DENOISER, INDEX, Found
 from vitascope.tasks.inspection import problem
 from vitascope.tasks.kinds import PIPELINES
-from vitascope.tasks.published import WAN_TOKENIZER
-from vitascope.tasks.schedulers import lost_in_diffusers, write_ltx_scheduler, write_scheduler
+from vitascope.tasks.schedulers import lost_levels, write_ltx_scheduler
 from vitascope.weights.converted import MAX_SHARD_BYTES, Converted, Rounded, write_sharded
 from vitascope.weights.foreign import read_object
-from vitascope.weights.sources import TensorSource, Under, open_source
-from vitascope.weights.tensor_file import atomic_file, write_tensors
+from vitascope.weights.sources import TensorSource, Under
+from vitascope.weights.tensor_file import write_tensors
 
 LAYOUTS: tuple[Layout, ...] = ("diffusers", "original")
 LTX = ("ltx", "ltx_codec")
 """Families whose authors write one file."""
 Report = Callable[[str, int, int], None]
 """Called with what is written, the bytes so far and the bytes in all."""
-_LIBRARIES = {
-    DENOISER: "diffusers", CODEC: "diffusers", "scheduler": "diffusers", TEXT: "transformers",
-    "tokenizer": "transformers", IMAGE: "transformers", "image_processor": "transformers",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where and how to write. dtype: of all floating-point weights; None keeps what each has. A model that is one file
-    is written as one, others as shards of at most max_shard_bytes."""
+    """Where and how to write. dtype: of the floating-point weights of what is written anew, not of folders and files
+    that are copied; None keeps what each has. A model that is one file is written as one, whose name gets the suffix
+    .safetensors where it has it not; others as shards of at most max_shard_bytes."""
 
     path: Path
     layout: Layout
@@ -60,22 +55,35 @@ def convert_model(found: Found, target: Target, report: Report = lambda what, do
     """Write a model that was found in another place and layout; return the files and folders that were made.
 
     The whole of it appears at once, or nothing. Raises CheckpointError where it does not fit together, cannot be said
-    in that layout, where the place is taken, or the disk refuses.
+    in that layout, where the place is taken, or the disk refuses; InputError for a layout or a class of pipelines that
+    is not known.
     """
-    choice("layout", target.layout, LAYOUTS)
-    if not found.parts:
-        raise CheckpointError(f"{found.path} is a model of this package: it has one layout only")
-    if found.pipeline:
-        choice("kind of pipeline", found.pipeline, PIPELINES)
-    _check_whole(found)
-    one_file = target.layout == "original" and any(part.family in LTX for part in found.parts.values())
-    place = target.path.with_suffix(".safetensors") if one_file else target.path
+    _check_kind(found, target.layout)
+    for part in found.parts.values():
+        if told := problem(part):
+            where = "" if part.source.label in told else f"{part.source.label}: "
+            raise CheckpointError(f"{where}{told}")
+    place = place_of(found, target)
     _check_place(place)
-    if one_file:
+    if _is_one_file(found, target.layout):
         return [_write_ltx(found, replace(target, path=place), report)]
     with new_folder(place) as folder:
         made = _write_parts(found, replace(target, path=folder), report)
     return [place / path.relative_to(folder) for path in made]
+
+
+def place_of(found: Found, target: Target) -> Path:
+    """The folder or file that a conversion makes. Raises CheckpointError for a file without a name."""
+    path = target.path
+    if not _is_one_file(found, target.layout) or path.suffix == ".safetensors":
+        return path
+    if path.name in ("", ".."):
+        raise CheckpointError(f"{path} is a folder: give the name of a file, such as {path / 'model.safetensors'}")
+    return path.with_name(f"{path.name}.safetensors")
+
+
+def _is_one_file(found: Found, layout: Layout) -> bool:
+    return layout == "original" and any(part.family in LTX for part in found.parts.values())
 
 
 def _write_parts(found: Found, target: Target, report: Report) -> list[Path]:
@@ -88,19 +96,32 @@ def _write_parts(found: Found, target: Target, report: Report) -> list[Path]:
     made = [
         path for role, part in found.parts.items() for path in _write_folder(part, target.path / role, target, report)
     ]
-    return [*made, *_write_beside(found, target.path), *_write_index(found, target.path)]
+    return [*made, *write_beside(found, target.path, target.dtype), *write_index(found, target.path)]
 
 
-def _check_whole(found: Found) -> None:
-    """Raise CheckpointError for a model that could not be loaded, or lacks a part that its index names."""
-    for part in found.parts.values():
-        if told := problem(part):
-            where = "" if part.source.label in told else f"{part.source.label}: "
-            raise CheckpointError(f"{where}{told}")
+def _check_kind(found: Found, layout: str) -> None:
+    """Raise InputError for a layout or a class of pipelines that is not known; CheckpointError for a model of ours, and
+    for a pipeline that lacks a part that its index names or that none is without, or has one of another family."""
+    choice("layout", layout, LAYOUTS)
+    if not found.parts and not found.pipeline:
+        raise CheckpointError(f"{found.path} is a model of this package: it has one layout only")
+    if not found.pipeline:
+        return
+    kind = PIPELINES[choice("kind of pipeline", found.pipeline, PIPELINES)]
     listed = read_object(found.path / INDEX) if found.kind == "diffusers" else {}
     lost = [role for role in (DENOISER, CODEC) if any(listed.get(role) or ()) and role not in found.parts]
     if lost:
         raise CheckpointError(f"{found.path} has no folder {lost[0]}, which its {INDEX} names: fetch it again")
+    if DENOISER not in found.parts:
+        there = ", ".join(str(found.path / role) for role in found.parts) or "a folder with one part"
+        raise CheckpointError(f"{found.path} is a pipeline without {DENOISER}; what can be converted alone: {there}")
+    for role, valid in ((DENOISER, kind.denoiser), (CODEC, kind.codec)):
+        part = found.parts.get(role)
+        if part is not None and part.family != PUBLISHED[valid].family:
+            raise CheckpointError(
+                f"{found.path} holds a model of family {part.family} as its {role}; a model of family "
+                f"{PUBLISHED[valid].family} belongs there"
+            )
 
 
 def _check_place(place: Path) -> None:
@@ -132,8 +153,11 @@ def new_folder(place: Path) -> Iterator[Path]:
 
 
 def left_out(found: Found, layout: Layout) -> list[str]:
-    """What a model loses where it is written in a layout, in words for people."""
-    return lost_in_diffusers(found) if layout == "diffusers" else []
+    """What a model loses where it is written in a layout, in words for people. Raises CheckpointError, and InputError
+    for a class of pipelines that is not known."""
+    _check_kind(found, layout)
+    notes = lost_levels(found, layout) if found.pipeline else []
+    return [*notes, *left_beside(found, _is_one_file(found, layout) or (layout == "diffusers" and not found.pipeline))]
 
 
 def _seen_in(part: Part, layout: Layout, dtype: torch.dtype | None) -> TensorSource:
@@ -160,12 +184,6 @@ def _published(part: Part) -> Any:
     return next(published for published in PUBLISHED.values() if published.family == part.family)
 
 
-def _write_json(path: Path, values: Mapping[str, Any]) -> Path:
-    with atomic_file(path) as file:
-        file.write(json.dumps(values, indent=2).encode() + b"\n")
-    return path
-
-
 def _write_folder(part: Part, folder: Path, target: Target, report: Report) -> list[Path]:
     """One part as diffusers writes it."""
     values = named(_published(part).write)(part.config)
@@ -174,54 +192,7 @@ def _write_folder(part: Part, folder: Path, target: Target, report: Report) -> l
         folder, source, max_shard_bytes=target.max_shard_bytes,
         report=lambda done, total: report(folder.name, done, total),
     )  # fmt: skip
-    return [*made, _write_json(folder / "config.json", values)]
-
-
-def _write_beside(found: Found, path: Path) -> list[Path]:
-    """Encoders and tokenisers, and the scheduler, of a pipeline for diffusers."""
-    made = []
-    for name in FOLDERS:
-        if name not in (DENOISER, CODEC) and (found.path / name).is_dir():
-            made.append(Path(shutil.copytree(found.path / name, path / name)))
-    if not (path / "scheduler").exists():
-        made.append(_write_json(path / "scheduler" / "scheduler_config.json", write_scheduler(found)))
-    for role, load in ((TEXT, load_text_encoder), (IMAGE, load_image_encoder)):
-        if role in found.encoders:
-            model: Any = load(open_source(found.encoders[role], allow_pickle=True), dtype=torch.bfloat16)
-            model.save_pretrained(path / role)
-            made.append(path / role)
-    if TEXT in found.encoders and (found.path / WAN_TOKENIZER).is_dir():
-        made.append(Path(shutil.copytree(found.path / WAN_TOKENIZER, path / "tokenizer")))
-    return made
-
-
-def _write_index(found: Found, path: Path) -> list[Path]:
-    """model_index.json: the library and class of every part, as the parts themselves say."""
-    index: dict[str, Any] = {"_class_name": found.pipeline}
-    if (found.path / INDEX).is_file():
-        index |= {key: value for key, value in read_object(found.path / INDEX).items() if not isinstance(value, list)}
-    for name, library in _LIBRARIES.items():
-        folder = path / name
-        if folder.is_dir():
-            index[name] = [library, _class_of(folder)]
-    if found.pipeline == "MochiPipeline":
-        index.setdefault("force_zeros_for_empty_prompt", True)
-    return [_write_json(path / INDEX, index)]
-
-
-def _class_of(folder: Path) -> str:
-    for file, key in (
-        ("config.json", "_class_name"),
-        ("scheduler_config.json", "_class_name"),
-        ("tokenizer_config.json", "tokenizer_class"),
-        ("preprocessor_config.json", "image_processor_type"),
-    ):
-        values = read_object(folder / file) if (folder / file).is_file() else {}
-        if key in values:
-            return str(values[key])
-        if values.get("architectures"):
-            return str(values["architectures"][0])
-    raise CheckpointError(f"{folder} does not say of which class it is")
+    return [*made, write_json(folder / "config.json", values)]
 
 
 def _write_original(found: Found, target: Target, report: Report) -> list[Path]:
@@ -237,7 +208,7 @@ def _write_original(found: Found, target: Target, report: Report) -> list[Path]:
             case "wan":
                 made += write_sharded(target.path, source, max_shard_bytes=target.max_shard_bytes, report=tell)
                 values = named("vitascope.models.wan.original:write_config")(part.config)
-                made.append(_write_json(target.path / "config.json", values))
+                made.append(write_json(target.path / "config.json", values))
             case "wan_codec":
                 made += write_sharded(target.path, source, "Wan2.1_VAE", max_shard_bytes=1 << 62, report=tell)
             case "mochi":
@@ -246,10 +217,7 @@ def _write_original(found: Found, target: Target, report: Report) -> list[Path]:
                 for half in ("encoder", "decoder"):
                     inside = Under(source, f"{half}.")
                     made += write_sharded(target.path, inside, half, max_shard_bytes=1 << 62, report=tell)
-    for name in (TEXT, "tokenizer", IMAGE, "image_processor"):
-        if (found.path / name).is_dir():
-            made.append(Path(shutil.copytree(found.path / name, target.path / name)))
-    return made
+    return [*made, *copy_beside(found, target.path)]
 
 
 def _write_ltx(found: Found, target: Target, report: Report) -> Path:

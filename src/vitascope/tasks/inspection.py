@@ -12,8 +12,7 @@ from vitascope.models.parts import Part
 from vitascope.nn.precision import matrix_names
 from vitascope.tasks.discover import Found
 from vitascope.tasks.kinds import PIPELINES
-from vitascope.tasks.pipeline import Defaults
-from vitascope.tasks.schedulers import schedule_of
+from vitascope.tasks.schedulers import defaults_of
 from vitascope.weights.config import config_to_dict
 from vitascope.weights.converted import Converted
 from vitascope.weights.streaming import check_kind
@@ -106,10 +105,9 @@ def problem(part: Part) -> str:
 
 
 def _defaults(found: Found) -> dict[str, Any]:
-    kind = PIPELINES.get(found.pipeline)
-    if kind is None:
+    if found.pipeline not in PIPELINES:
         return {}
-    own: Defaults = kind.defaults
+    own = defaults_of(found)
     clip = own.clip
     return {
         "width": clip.width_px,
@@ -119,5 +117,5 @@ def _defaults(found: Found) -> dict[str, Any]:
         "num_inference_steps": own.num_inference_steps,
         "guidance_scale": own.guidance.scale,
         "sampler": own.sampler,
-        "schedule": config_to_dict(schedule_of(found)),
+        "schedule": config_to_dict(own.schedule),
     }

@@ -4,10 +4,11 @@ sampled, which is as their authors and diffusers do it. Nothing that a folder na
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from vitascope.core.shapes import ClipFormat
 from vitascope.diffusion.guidance import Guidance
@@ -142,8 +143,14 @@ def as_indexed(folder: Path, kind: PublishedPipeline) -> PublishedPipeline:
 
 def read_schedule(folder: Path, kind: PublishedPipeline) -> SamplingSchedule:
     """The levels that the folder's scheduler stands for. Raises CheckpointError for a scheduler that is not known."""
-    values = read_object(folder / "scheduler" / "scheduler_config.json")
-    theirs = ForeignConfig(values, str(folder / "scheduler" / "scheduler_config.json"))
+    path = folder / "scheduler" / "scheduler_config.json"
+    return schedule_from(read_object(path), str(path), kind)
+
+
+def schedule_from(values: Mapping[str, Any], label: str, kind: PublishedPipeline) -> SamplingSchedule:
+    """The levels that the values of a `scheduler_config.json` stand for. label: where they are from. Raises
+    CheckpointError for a scheduler that is not known."""
+    theirs = ForeignConfig(values, label)
     with reading_config(theirs.label):
         schedule = kind.schedule(theirs, kind.defaults)
     theirs.done()

@@ -1,7 +1,8 @@
 """From what is given to cells: the latents, noise levels and times of both tracks before the first step.
 
 B = 1 clip, C channels, N latent frames, A audio latents. A given cell stands at level 1 - strength (0: known), every
-other cell at 1 with noise that depends on the seed and the track alone.
+other cell at 1 with noise that depends on the seed and the track alone. Over a draft, a given cell stands between what
+is given and the noised draft.
 """
 
 from __future__ import annotations
@@ -33,6 +34,14 @@ class Cells:
     level: Tensor
 
 
+@dataclass(frozen=True)
+class Draft:
+    """Latents (1, C, N, h, w) of a whole clip, and the level that they are taken up at."""
+
+    values: Tensor
+    level: float
+
+
 def start_tracks(
     pipeline: Pipeline, fmt: ClipFormat, given: Given, seed: int, first_level: float = 1.0
 ) -> dict[str, Track]:
@@ -49,7 +58,8 @@ def start_tracks(
     # What stands beside the latents is not put into them.
     inside = Given(draft=given.draft) if conditioned else given
     shots = [_encoded(pipeline, fmt, shot) for shot in inside.shots]
-    tracks = {VIDEO: _video_cells(pipeline, fmt, inside, shots, first_level)}
+    tracks = {VIDEO: _video_cells(pipeline, fmt, inside, shots)}
+    drafts = {} if given.draft is None else {VIDEO: _draft(given.draft, tracks[VIDEO], first_level)}
     times_s = {
         VIDEO: pipeline.defaults.latent_times_s(len(tracks[VIDEO].level), pipeline.video_codec.strides.time, fmt.fps)
     }
@@ -62,11 +72,16 @@ def start_tracks(
             f"{pipeline.name} takes one noise level a clip: it cannot keep frames and make others; give it text alone"
         )
     draw = {name: generator(seed, name) for name in tracks}
-    made = {name: _noised(pipeline, cells, times_s[name], draw[name]) for name, cells in tracks.items()}
+    made = {
+        name: _noised(pipeline, cells, times_s[name], draw[name], drafts.get(name)) for name, cells in tracks.items()
+    }
     shown = beside_cells(pipeline, fmt, inside, shots)
     # drawn after the clip's own noise, so that it is the same with and without them
-    more = [_noised(pipeline, _at_most(cells, given, first_level), times, draw[VIDEO]) for cells, times in shown]
-    return made | {VIDEO: replace(_one_after_the_other([made[VIDEO], *more]), condition=condition)}
+    more = [_noised(pipeline, cells, times, draw[VIDEO]) for cells, times in shown]
+    video = _one_after_the_other([made[VIDEO], *more])
+    if given.draft is not None:  # no cell, however weakly it is given, is told to be noisier than where that begins
+        video = video.with_values(video.values, video.noise.clamp(max=first_level))
+    return made | {VIDEO: replace(video, condition=condition)}
 
 
 def check_sound(pipeline: Pipeline, given: Given) -> None:
@@ -75,12 +90,23 @@ def check_sound(pipeline: Pipeline, given: Given) -> None:
         raise CapabilityError(f"{pipeline.name} makes pictures without sound: give neither a sound nor a silent clip")
 
 
-def _noised(pipeline: Pipeline, cells: Cells, times_s: list[float], draw: torch.Generator) -> Track:
+def _noised(
+    pipeline: Pipeline, cells: Cells, times_s: list[float], draw: torch.Generator, draft: Draft | None = None
+) -> Track:
+    """Cells at their levels; over a draft, as far from it at its own level to what is given as their strength says.
+
+    Source of the latter: diffusers' LTXConditionPipeline.
+    """
     device = pipeline.device
     noise = torch.randn(cells.clean.shape, generator=draw).to(device)
     level = cells.level.view(1, 1, -1, *[1] * (cells.clean.ndim - 3)).to(device)
-    noised = pipeline.path.add_noise(cells.clean.to(device), noise, level)
-    values = torch.where(level == 0, cells.clean.to(device), noised)
+    clean = cells.clean.to(device)
+    if draft is None:
+        noised = pipeline.path.add_noise(clean, noise, level)
+    else:
+        begun = pipeline.path.add_noise(draft.values.to(device), noise, torch.full_like(level, draft.level))
+        noised = begun.lerp(clean, 1 - level)
+    values = torch.where(level == 0, clean, noised)
     return Track(values, level, torch.tensor(times_s).to(device))
 
 
@@ -106,22 +132,22 @@ class EncodedShot:
         return PREFIX if self.frame else 0
 
 
-def _video_cells(
-    pipeline: Pipeline, fmt: ClipFormat, given: Given, shots: list[EncodedShot], first_level: float
-) -> Cells:
+def _draft(values: Tensor, cells: Cells, first_level: float) -> Draft:
+    """Latents (C, N, h, w) under these cells. Raises InputError (ShapeError) for those of another clip, and where noise
+    alone would be left of them."""
+    if values.shape != cells.clean.shape[1:]:
+        raise ShapeError(f"the draft of such a clip is {tuple(cells.clean.shape[1:])}, got {tuple(values.shape)}")
+    if first_level >= 1:
+        raise InputError("a draft is taken up at a level below 1: give levels that begin there, such as 0.9,0.7,0.4")
+    return Draft(values[None].float(), first_level)
+
+
+def _video_cells(pipeline: Pipeline, fmt: ClipFormat, given: Given, shots: list[EncodedShot]) -> Cells:
     codec = pipeline.video_codec
     count = latent_frames(fmt.num_frames, codec.strides.time)
     grid = (fmt.height_px // codec.strides.height, fmt.width_px // codec.strides.width)
     clean = torch.zeros(1, codec.latent_channels, count, *grid)
-    level = torch.ones(count)
-    if given.draft is not None:
-        if given.draft.shape != clean.shape[1:]:
-            raise ShapeError(f"the draft of such a clip is {tuple(clean.shape[1:])}, got {tuple(given.draft.shape)}")
-        if first_level >= 1:
-            raise InputError(
-                "a draft is taken up at a level below 1: give levels that begin there, such as 0.9,0.7,0.4"
-            )
-        clean, level = given.draft[None].float().cpu(), torch.full((count,), first_level)
+    level, num_past = torch.ones(count), 0
     if given.video is not None:
         clean, level = _encode(pipeline, _sized(given.video, fmt, "the given video")), torch.zeros(count)
     if given.past is not None:
@@ -129,21 +155,28 @@ def _video_cells(
         if past.shape[2] >= count:
             asked = f"{given.past.shape[0]} frames are given and {fmt.num_frames} asked for"
             raise ShapeError(f"{asked}: nothing is left to make")
-        clean[:, :, : past.shape[2]], level[: past.shape[2]] = past, 0.0
+        num_past = past.shape[2]
+        clean[:, :, :num_past], level[:num_past] = past, 0.0
+    in_shots: dict[int, float] = {}
     for shot in shots:
         own = shot.latents[:, :, shot.beside :]
         start = shot.frame // codec.strides.time + shot.beside
         end = start + own.shape[2]
-        if bool((level[start:end] < (1.0 if given.draft is None else first_level)).any()):
+        if start < num_past or not in_shots.keys().isdisjoint(range(start, end)):
             raise InputError(f"the shot at {shot.shot.time_s} s lies over something else that is given")
         clean[:, :, start:end], level[start:end] = own, 1.0 - shot.shot.strength
+        in_shots |= dict.fromkeys(range(start, end), shot.shot.time_s)
     taken: dict[int, float] = {}
     for keyframe in given.keyframes:
         if pipeline.defaults.keyframes == "beside" and _frame(fmt, keyframe.time_s, "keyframe"):
             continue
         index, latent = _keyframe(pipeline, fmt, keyframe)
-        if level[index] == 0.0 and given.past is not None:
+        if index < num_past:
             raise InputError(f"a keyframe at {keyframe.time_s} s lies in the part that is already there")
+        if index in in_shots:
+            raise InputError(
+                f"a keyframe at {keyframe.time_s} s lies in the shot at {in_shots[index]} s: give one of them"
+            )
         if index in taken:
             raise InputError(
                 f"keyframes at {taken[index]} s and {keyframe.time_s} s fall on one latent frame; "
@@ -151,12 +184,7 @@ def _video_cells(
             )
         taken[index] = keyframe.time_s
         clean[:, :, index], level[index] = latent, 1.0 - keyframe.strength
-    return _at_most(Cells(clean, level), given, first_level)
-
-
-def _at_most(cells: Cells, given: Given, first_level: float) -> Cells:
-    """Of a draft no cell, however weakly it is given, is noisier than where the schedule begins."""
-    return cells if given.draft is None else replace(cells, level=cells.level.clamp(max=first_level))
+    return Cells(clean, level)
 
 
 def beside_cells(

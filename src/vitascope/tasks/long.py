@@ -14,10 +14,12 @@ from vitascope.media.frames import fit, fit_samples
 from vitascope.media.reading import Clip
 from vitascope.tasks.generate import Generated, Report, generate
 from vitascope.tasks.known import check_sound
+from vitascope.tasks.memory import MemoryUse
 from vitascope.tasks.pipeline import Pipeline
 from vitascope.tasks.request import GenerateRequest, Given
 from vitascope.tasks.settings import recipe_of
 
+MAX_FRAMES = 1_000_000
 FADE_SAMPLES = 320
 """Length of the passage from one window's sound to the next one's: 20 ms at 16 kHz."""
 
@@ -107,6 +109,8 @@ def _make(pipeline: Pipeline, request: GenerateRequest, start: Clip | None, repo
     """All windows of a request, after `start` if there is one."""
     fmt, given, own = request.format, request.given, pipeline.defaults
     pipeline.check_format(replace(fmt, num_frames=own.clip.num_frames))
+    if fmt.num_frames > MAX_FRAMES:
+        raise InputError(f"a clip has at most {MAX_FRAMES} frames, got {fmt.num_frames}")
     can = pipeline.denoiser.capabilities
     if can.noise == "clip" and not can.condition_channels:
         most = own.clip.num_frames
@@ -122,6 +126,7 @@ def _make(pipeline: Pipeline, request: GenerateRequest, start: Clip | None, repo
     _check_keyframes(request, len(frames))
     seconds: dict[str, float] = {}
     skipped = 0.0
+    use: MemoryUse | None = None
     for number, window in enumerate(windows):
         part = _part(request, window, frames, None if pipeline.audio_codec is None else samples)
         made = generate(pipeline, part, _counted(report, number, len(windows)))
@@ -130,13 +135,14 @@ def _make(pipeline: Pipeline, request: GenerateRequest, start: Clip | None, repo
             samples = _join_sound(samples, made.clip.samples, _num_samples(fmt, window.first))
         samples = fit_samples(samples, _num_samples(fmt, len(frames)))
         skipped += made.skipped_share / len(windows)
+        use = _highest(use, made.memory)
         for name, spent in made.seconds.items():
             seconds[name] = seconds.get(name, 0.0) + spent
     if given.audio is not None:
         samples = fit_samples(given.audio, fmt.num_samples)
     silent = pipeline.audio_codec is None and before is None
     clip = Clip(frames, fmt.fps, None if silent else samples, fmt.sample_rate_hz)
-    return Generated(clip, recipe_of(pipeline, request), seconds, skipped)
+    return Generated(clip, recipe_of(pipeline, request), seconds, skipped, use)
 
 
 def _part(request: GenerateRequest, window: Window, frames: Tensor, samples: Tensor | None) -> GenerateRequest:
@@ -145,7 +151,8 @@ def _part(request: GenerateRequest, window: Window, frames: Tensor, samples: Ten
     begin, new, end = window.first, window.first + window.overlap, window.first + window.num_frames
     start = _num_samples(request.format, begin)
     keyframes = tuple(
-        replace(keyframe, time_s=keyframe.time_s - begin / fmt.fps)
+        # of its frame, so that a time between two frames is rounded once
+        replace(keyframe, time_s=(round(keyframe.time_s * fmt.fps) - begin) / fmt.fps)
         for keyframe in given.keyframes
         if new <= round(keyframe.time_s * fmt.fps) < end
     )
@@ -176,6 +183,14 @@ def _check_keyframes(request: GenerateRequest, have: int) -> None:
             raise InputError(
                 f"a keyframe at {time_s:g} s: keyframes lie between {first_s:.3f} s and {last_s:.3f} s here"
             )
+
+
+def _highest(before: MemoryUse | None, after: MemoryUse | None) -> MemoryUse | None:
+    """The later plan, with the highest peak of each stage."""
+    if before is None or after is None:
+        return after
+    stages = dict.fromkeys([*before.measured, *after.measured])
+    return replace(after, measured={name: max(use.measured.get(name, 0) for use in (before, after)) for name in stages})
 
 
 def _counted(report: Report, done: int, total: int) -> Report:

@@ -24,12 +24,17 @@ class HasPreview(Protocol):
 
 @torch.no_grad()
 def preview_frames(pipeline: Pipeline, step: Step) -> Tensor:
-    """Frames (B, T, 3, h, w) uint8 of the latest estimate of the clip: small ones where the codec has a preview."""
+    """Frames (B, T, 3, h, w) uint8 of the latest estimate of the clip: small ones where the codec has a preview.
+
+    Under a limit of memory they are decoded as planned for the clip. The plan does not count that the denoiser keeps
+    keys and values of the texts meanwhile: a preview may take that much more than it says.
+    """
     codec, latents = pipeline.video_codec, step.x0[VIDEO].float()
     with pipeline.autocast(), pipeline.at_work("video_codec", "decode"):
         if isinstance(codec, HasPreview):
             return to_uint8(codec.preview(latents)).movedim(1, 2).cpu()
-        return decode_frames(codec, latents, pipeline.decoding)
+        use = None if pipeline.memory is None else pipeline.memory.use
+        return decode_frames(codec, latents, pipeline.decoding if use is None else use.plan.decoding)
 
 
 def write_preview(pipeline: Pipeline, step: Step, path: Path) -> None:

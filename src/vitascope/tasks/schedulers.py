@@ -5,28 +5,55 @@ Reading is in `published` and `original`, beside what each family allows.
 
 from __future__ import annotations
 
-from math import log
+from dataclasses import replace
+from math import isclose, log
 from typing import Any
 
-from vitascope.core.errors import CheckpointError
+from vitascope.core.errors import CheckpointError, choice
 from vitascope.diffusion.sampling_schedule import SamplingSchedule, ShiftBySize
-from vitascope.tasks.discover import Found
-from vitascope.tasks.kinds import PIPELINES, read_schedule
+from vitascope.models.parts import Layout
+from vitascope.tasks.discover import DENOISER, Found
+from vitascope.tasks.kinds import PIPELINES, PublishedPipeline, as_indexed, read_schedule, schedule_from
 from vitascope.tasks.original import original_defaults
+from vitascope.tasks.pipeline import Defaults
 
 
 def schedule_of(found: Found) -> SamplingSchedule:
-    """The levels that belong to a model that was found."""
-    kind = PIPELINES[found.pipeline]
+    """The levels that belong to a model that was found. Raises InputError for a class of pipelines that is not known,
+    CheckpointError for a scheduler that is not."""
+    return defaults_of(found).schedule
+
+
+def defaults_of(found: Found) -> Defaults:
+    """How a model that was found is sampled. Raises as `schedule_of`."""
+    kind = _kind(found)
     if found.kind == "diffusers":
-        return read_schedule(found.path, kind)
-    return original_defaults(found, kind.defaults).schedule
+        return replace(kind.defaults, schedule=read_schedule(found.path, kind))
+    return original_defaults(found, kind.defaults)
+
+
+def defaults_written(found: Found, layout: Layout) -> Defaults:
+    """How a model will be sampled once it is written in a layout: what reading it back gives. Raises as `schedule_of`,
+    and CheckpointError for levels that the authors' file cannot say."""
+    kind = _kind(found)
+    if found.kind == layout:
+        return defaults_of(found)
+    if layout == "diffusers":
+        written = schedule_from(write_scheduler(found), f"the scheduler of {found.path}", kind)
+        return replace(kind.defaults, schedule=written)
+    notes = {"scheduler": write_ltx_scheduler(found)} if found.parts[DENOISER].family == "ltx" else {}
+    return original_defaults(replace(found, kind="original", notes=notes), kind.defaults)
+
+
+def _kind(found: Found) -> PublishedPipeline:
+    return PIPELINES[choice("kind of pipeline", found.pipeline, PIPELINES)]
 
 
 def write_scheduler(found: Found) -> dict[str, Any]:
-    """The `scheduler_config.json` of diffusers with the model's levels.
+    """The `scheduler_config.json` of diffusers with the model's levels, as far as it can say them (`lost_levels`).
 
-    Levels that a distilled model lists have no place there (`lost_in_diffusers`).
+    How levels are spaced is the pipeline's there. LTXConditionPipeline lists them itself, so that its scheduler must
+    not shift them: diffusers would step along others than it tells the model, or stop for want of a size.
     """
     schedule = schedule_of(found)
     if found.pipeline.startswith("Wan"):
@@ -36,6 +63,8 @@ def write_scheduler(found: Found) -> dict[str, Any]:
             "prediction_type": "flow_prediction",
             "use_flow_sigmas": True,
         }
+    if found.pipeline == "LTXConditionPipeline":
+        schedule = SamplingSchedule("linear_quadratic")
     values: dict[str, Any] = {
         "_class_name": "FlowMatchEulerDiscreteScheduler",
         "invert_sigmas": found.pipeline == "MochiPipeline",
@@ -50,23 +79,55 @@ def write_scheduler(found: Found) -> dict[str, Any]:
     return values
 
 
-def lost_in_diffusers(found: Found) -> list[str]:
-    """What of a model's sampling the configurations of diffusers cannot say, in words for people: a distilled model
-    lists its levels, which diffusers is given at every call."""
-    if not found.pipeline:
-        return []
-    kind = PIPELINES[found.pipeline]
-    listed = schedule_of(found).listed
-    if not listed or found.kind == "diffusers":
-        return []
-    levels = ",".join(f"{level:g}" for level in listed)
-    timesteps = ", ".join(f"{1000 * level:g}" for level in listed)
-    scale = original_defaults(found, kind.defaults).guidance.scale
-    return [
+def lost_levels(found: Found, layout: Layout) -> list[str]:
+    """What of a model's sampling a layout cannot say, in words for people. Raises as `defaults_written`."""
+    before, after = defaults_of(found), defaults_written(found, layout)
+    if before.schedule.listed and not after.schedule.listed:
+        return [_lost_list(before)]
+    notes = []
+    if not _same(before.schedule, after.schedule):
+        notes.append(
+            f"the model's levels ({_words(before.schedule)}) have no place in that layout, where it is sampled at "
+            f"others ({_words(after.schedule)}): give the levels themselves with --levels"
+        )
+    if before.num_inference_steps != after.num_inference_steps:
+        steps = before.num_inference_steps
+        notes.append(
+            f"the model's {steps} steps have no place in that layout, where it takes {after.num_inference_steps}: give "
+            f"--num-inference-steps {steps}"
+        )
+    kind = _kind(found)
+    if (found.kind, layout) == ("diffusers", "original") and as_indexed(found.path, kind).text != kind.text:
+        notes.append("that layout cannot say that the empty prompt is encoded, as the index of the folder does")
+    return notes
+
+
+def _lost_list(own: Defaults) -> str:
+    """Of a distilled model, which lists the levels that diffusers is given at every call."""
+    scale = own.guidance.scale
+    levels = ",".join(f"{level:g}" for level in own.schedule.listed)
+    timesteps = ", ".join(f"{1000 * level:g}" for level in own.schedule.listed)
+    return (
         f"the levels that the model lists ({levels}) and its guidance scale {scale:g} have no place in the layout of "
         f"diffusers: give --levels {levels} --guidance-scale {scale:g} with it (in diffusers timesteps=[{timesteps}], "
         f"guidance_scale={scale:g})"
-    ]
+    )
+
+
+def _same(one: SamplingSchedule, other: SamplingSchedule) -> bool:
+    """But for the last bits of a shift, which the authors' files have as its logarithm."""
+    return replace(one, shift=other.shift) == other and isclose(one.shift, other.shift, rel_tol=1e-9)
+
+
+def _words(schedule: SamplingSchedule) -> str:
+    words = ["evenly spaced" if schedule.spacing == "equal" else "linear-quadratic"]
+    if schedule.by_size is not None:
+        words.append("shifted by the size of the clip")
+    elif schedule.shift != 1:
+        words.append(f"shifted by {schedule.shift:g}")
+    if schedule.terminal:
+        words.append(f"down to {schedule.terminal:g}")
+    return ", ".join(words)
 
 
 def write_ltx_scheduler(found: Found) -> dict[str, Any]:

@@ -18,6 +18,10 @@ HUB_NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<rev
 _FILES = (".safetensors", ".json", ".pth", ".pt", ".bin", ".ckpt", ".gguf")
 """What ends so is a file that is not there."""
 FETCHED = ("*.json", "*.safetensors", "*.model", "*.txt")
+INDEX = "model_index.json"
+"""At the top of a pipeline as diffusers writes it."""
+_DEEPER = "*/*.safetensors"
+"""Weights that are not at the top."""
 
 
 def is_hub_name(text: str) -> bool:
@@ -28,9 +32,12 @@ def is_hub_name(text: str) -> bool:
 def fetch(text: str, folders: tuple[str, ...] = (), *, offline: bool = False) -> Path:
     """The folder of a model of the hub on this machine, by OWNER/NAME[@REVISION].
 
-    folders: of the model that are wanted, beside the files at its top; all of them unless given. offline: only what is
-    in the cache already, as the variable HF_HUB_OFFLINE=1 of `huggingface_hub` also says. Raises CapabilityError
-    without that package, CheckpointError for a model or revision that is not there or cannot be reached.
+    folders: of a pipeline as diffusers writes it that are wanted; all files unless given. Weights at the top of a
+    repository are fetched where it is no such pipeline (no model_index.json, nor the first of the folders): there they
+    are the model, of this package, of its authors, or one part; beside a pipeline they are the same weights again.
+    offline: only what is in the cache already, as the variable HF_HUB_OFFLINE=1 of `huggingface_hub` also says. Raises
+    CapabilityError without that package, CheckpointError for a model or revision that is not there or cannot be
+    reached.
     """
     match = HUB_NAME.fullmatch(text)
     if match is None:
@@ -39,14 +46,26 @@ def fetch(text: str, folders: tuple[str, ...] = (), *, offline: bool = False) ->
         raise CapabilityError("models of the hub need huggingface_hub: install vitascope[checkpoints]")
     hub: Any = import_module("huggingface_hub")
     errors: Any = import_module("huggingface_hub.errors")
-    patterns = [f"{folder}/{kind}" for folder in folders for kind in FETCHED] or list(FETCHED)
-    try:
-        found = hub.snapshot_download(
-            match["name"],
-            revision=match["revision"],
-            allow_patterns=[*patterns, "model_index.json", "pipeline.json"],
-            local_files_only=offline,
+
+    def snapshot(*patterns: str, ignored: tuple[str, ...] = ()) -> Path:
+        return Path(
+            hub.snapshot_download(
+                match["name"],
+                revision=match["revision"],
+                allow_patterns=list(patterns),
+                ignore_patterns=list(ignored),
+                local_files_only=offline,
+            )
         )
+
+    try:
+        if not folders:
+            return snapshot(*FETCHED)
+        found = snapshot(INDEX, *(f"{folder}/{kind}" for folder in folders for kind in FETCHED))
+        if not (found / INDEX).is_file() and not (found / folders[0]).is_dir():
+            # a pattern's * matches slashes too
+            found = snapshot(*FETCHED, ignored=(_DEEPER,))
+        return found
     except errors.LocalEntryNotFoundError as error:
         raise CheckpointError(
             f"there is no folder {text}, and as a model of the hub it is not in the cache, nor can the hub be reached"
@@ -58,4 +77,3 @@ def fetch(text: str, folders: tuple[str, ...] = (), *, offline: bool = False) ->
         raise CheckpointError(f"there is no folder {text}, and {what} on the hub, or not for this account") from error
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError, ValueError) as error:
         raise CheckpointError(f"{text} cannot be fetched: {' '.join(str(error).split())[:200]}") from error
-    return Path(found)

@@ -9,7 +9,7 @@ model; `lora_fit` does the rest.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -23,8 +23,9 @@ from vitascope.weights.sources import PICKLES, SafetensorsSource, TensorSource, 
 
 FOLDER_FILES = ("adapter_model", "pytorch_lora_weights")
 """What PEFT and diffusers call the tensors in a folder."""
+PEFT_PREFIX = "base_model.model."
 PREFIXES = (
-    "base_model.model.", "pipe.dit.", "model.diffusion_model.", "diffusion_model.", "transformer.", "module.", "model."
+    PEFT_PREFIX, "pipe.dit.", "model.diffusion_model.", "diffusion_model.", "transformer.", "module.", "model."
 )  # fmt: skip
 """What may stand before the name of a layer, several of them one after the other."""
 FLAT_PREFIXES = ("lora_unet__", "lora_unet_", "lora_transformer_", "lycoris_")
@@ -114,7 +115,8 @@ def read_lora(path: str | Path, *, allow_pickle: bool = False) -> Lora:
         updates: dict[Target, Update] = {}
         for target, roles in groups.items():
             tensors = {role: source.get(name) for role, name in roles.items()}
-            for place, update in _updates(target, tensors, settings, source.label):
+            called = _called(target.layer, roles)
+            for place, update in _updates(target, tensors, settings, called, source.label):
                 if place in updates:
                     raise CheckpointError(f"{source.label} adds to the {place.leaf} of {place.layer} twice")
                 updates[place] = update
@@ -183,8 +185,18 @@ def _target(name: str) -> Target:
     return Target(name)
 
 
+def _called(layer: str, roles: Mapping[str, str]) -> tuple[str, ...]:
+    """What a layer may have been called when its LoRA was made, which patterns of settings are for.
+
+    PEFT writes the whole name behind a prefix of its own; of other files the prefix may be the writer's.
+    """
+    found = _ENDINGS["down"].fullmatch(roles.get("down", ""))
+    whole = layer if found is None else found["layer"]
+    return (whole.removeprefix(PEFT_PREFIX),) if whole.startswith(PEFT_PREFIX) else (layer, whole)
+
+
 def _updates(
-    target: Target, tensors: Mapping[str, Tensor], settings: LoraSettings | None, label: str
+    target: Target, tensors: Mapping[str, Tensor], settings: LoraSettings | None, called: Sequence[str], label: str
 ) -> list[tuple[Target, Update]]:
     """What the tensors of one layer, by role, add to it. Raises CheckpointError for those that make no sense."""
     layer, flat = target.layer, target.flat
@@ -193,7 +205,7 @@ def _updates(
             raise CheckpointError(f"{label}: {role} of {layer} holds values that are no finite numbers")
     found: list[tuple[Target, Update]] = []
     if "down" in tensors or "up" in tensors:
-        pair = _pair(layer, tensors, settings, label)
+        pair = _pair(layer, tensors, settings, called, label)
         found.append((target, pair))
         if "up_bias" in tensors:
             found.append((Target(layer, "bias", flat), Difference(tensors["up_bias"].float() * pair.scale)))
@@ -205,7 +217,9 @@ def _updates(
     return found
 
 
-def _pair(layer: str, tensors: Mapping[str, Tensor], settings: LoraSettings | None, label: str) -> LowRank:
+def _pair(
+    layer: str, tensors: Mapping[str, Tensor], settings: LoraSettings | None, called: Sequence[str], label: str
+) -> LowRank:
     missing = [role for role in ("down", "up") if role not in tensors]
     if missing:
         names = {"down": "lora_A (lora_down)", "up": "lora_B (lora_up)"}
@@ -222,4 +236,4 @@ def _pair(layer: str, tensors: Mapping[str, Tensor], settings: LoraSettings | No
         alpha = float(given)
     if settings is None:
         settings = LoraSettings(rank, float(rank) if alpha is None else alpha)
-    return LowRank(down, up.flatten(1), settings.scale(layer, rank, alpha))
+    return LowRank(down, up.flatten(1), settings.scale(layer, rank, alpha, called))

@@ -7,7 +7,7 @@ writes them.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isclose, sqrt
 from pathlib import Path
@@ -49,15 +49,17 @@ class LoraSettings:
     by_root: bool = False
     label: str = SETTINGS_FILE
 
-    def scale(self, layer: str, rank: int, alpha: float | None = None) -> float:
-        """What the factors of a layer, of that rank, are multiplied by. `alpha`: what the file itself says.
+    def scale(self, layer: str, rank: int, alpha: float | None = None, called: Sequence[str] = ()) -> float:
+        """What the factors of a layer, of that rank, are multiplied by. `alpha`: what the file itself says. called: the
+        names that patterns are held against, of which one suffices; that of the layer where there are none.
 
         Raises CheckpointError where the settings speak of another rank or alpha.
         """
-        said = self.rank_pattern.get(_pattern(self.rank_pattern, layer), self.rank)
+        called = called or (layer,)
+        said = self.rank_pattern.get(_pattern(self.rank_pattern, called), self.rank)
         if said != rank:
             raise CheckpointError(f"{self.label}: {layer} has rank {rank}, the settings say {said}")
-        own = self.alpha_pattern.get(_pattern(self.alpha_pattern, layer), self.alpha)
+        own = self.alpha_pattern.get(_pattern(self.alpha_pattern, called), self.alpha)
         if alpha is not None and not isclose(alpha, own, rel_tol=2**-7):  # it may have been rounded to bf16
             raise CheckpointError(f"{self.label}: {layer} has alpha {alpha:g}, the settings say {own:g}")
         return own / (sqrt(rank) if self.by_root else rank)
@@ -117,6 +119,6 @@ def settings_from(values: Mapping[str, Any], label: str) -> LoraSettings:
     return LoraSettings(rank, float(alpha), dict(ranks), dict(alphas), bool(values.get("use_rslora")), label)
 
 
-def _pattern(patterns: Mapping[str, Any], layer: str) -> str:
-    """The first of `patterns` that the name of a layer ends with, at a dot; else an empty string."""
-    return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", layer)), "")
+def _pattern(patterns: Mapping[str, Any], called: Sequence[str]) -> str:
+    """The first of `patterns` that a name of a layer ends with, at a dot; else an empty string."""
+    return next((key for key in patterns if any(re.match(rf"(.*\.)?({key})$", name) for name in called)), "")

@@ -113,7 +113,8 @@ def _told(how: Decoding) -> dict[str, float]:
 
 def _pieces(codec: VideoCodec, latents: Tensor, how: Decoding) -> Iterator[Tensor]:
     if not isinstance(codec, Streams):
-        yield codec.decode(latents)
+        decode: Callable[..., Tensor] = codec.decode
+        yield decode(latents, **_told(how))
         return
     chunk = {} if how.chunk is None else {"chunk": how.chunk}
     stream: Callable[..., Iterator[Tensor]] = codec.stream

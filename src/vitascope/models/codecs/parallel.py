@@ -15,6 +15,7 @@ from vitascope.core.errors import CapabilityError
 from vitascope.core.protocols import Normalises, VideoCodec
 from vitascope.core.shapes import VideoStrides, check_latents
 from vitascope.models.codecs.causal_video.model import CausalVideoCodec
+from vitascope.models.codecs.decoding import Conditioned
 from vitascope.models.codecs.ltx.model import NOISE_SCALE, TIMESTEP, LTXCodec
 from vitascope.models.codecs.mochi.model import MochiCodec
 from vitascope.models.codecs.wan.model import Double, FrameAttention, WanCodec
@@ -35,9 +36,11 @@ WAYS: dict[type[nn.Module], Callable[[Any], Reach | Told]] = {
 """The layers of decoders that read other rows than their own; all others work row by row."""
 
 
-def _decode_ltx(codec: LTXCodec, latents: Tensor, rows: slice) -> Tensor:
+def _decode_ltx(
+    codec: LTXCodec, latents: Tensor, rows: slice, timestep: float = TIMESTEP, noise_scale: float = NOISE_SCALE
+) -> Tensor:
     """The noise that the decoder adds is that of whole frames, the same on all processes."""
-    raw, given = codec.prepare(latents, TIMESTEP, NOISE_SCALE, None)
+    raw, given = codec.prepare(latents, timestep, noise_scale, None)
     own = [layer.crop(rows, slice(0, latents.shape[4])) for layer in given]
     cells = raw[:, :, :, rows].movedim(1, -1)
     return torch.cat(list(codec.decoder.run(cells, own, 1)), 1).movedim(-1, 1)
@@ -47,13 +50,14 @@ def _decode(codec: VideoCodec, latents: Tensor, rows: slice) -> Tensor:
     return codec.decode(latents[:, :, :, rows])
 
 
-DECODES: dict[type[nn.Module], Callable[[Any, Tensor, slice], Tensor]] = {
+DECODES: dict[type[nn.Module], Callable[..., Tensor]] = {
     WanCodec: _decode,
     CausalVideoCodec: _decode,
     MochiCodec: _decode,
     LTXCodec: _decode_ltx,
 }
-"""How some rows of latents are decoded while the layers are shared."""
+"""How some rows (codec, latents, rows) of latents are decoded while the layers are shared; a conditioned codec is also
+told `timestep` and `noise_scale`."""
 
 
 class SharedCodec:
@@ -80,15 +84,21 @@ class SharedCodec:
         """As the codec does, on every process."""
         return self.codec.encode(frames)
 
-    def decode(self, latents: Tensor) -> Tensor:
+    @property
+    def conditioned(self) -> bool:
+        """`codecs.decoding.Conditioned`: as the codec is."""
+        return isinstance(self.codec, Conditioned) and self.codec.conditioned
+
+    def decode(self, latents: Tensor, **told: float) -> Tensor:
         """Latents (B, C, 1 + k, h, w), the same on all processes, to frames (B, 3, 1 + k*time, H, W) on each of them.
 
-        Raises ShapeError for strips with fewer rows than a layer reads to each side, or none.
+        told: `timestep` and `noise_scale` of a conditioned codec, in [0, 1]; without them its own. Raises ShapeError
+        for strips with fewer rows than a layer reads to each side, or none.
         """
         check_latents(latents.shape, self.latent_channels)
         strips = Strips.of(latents.shape[3], self.ranks)
         with shared_frames(self._layers, strips):
-            frames = DECODES[type(self.codec)](self.codec, latents, self.ranks.own(strips.sizes))
+            frames = DECODES[type(self.codec)](self.codec, latents, self.ranks.own(strips.sizes), **told)
         return self.ranks.gather(frames, [size * self.strides.height for size in strips.sizes], 3)
 
     def preview(self, latents: Tensor) -> Tensor:
