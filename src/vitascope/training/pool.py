@@ -180,7 +180,7 @@ def build_shard(
     numbers = range(index * spec.shard_clips, (index + 1) * spec.shard_clips)
     parts = [encode_clips(numbers[i : i + chunk], spec, codecs, device) for i in range(0, len(numbers), chunk)]
     tensors = {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
-    for name in {"video", "audio", "still", "opening"} & tensors.keys():
+    for name in ("video", "audio", "still", *(["opening"] if spec.openings else [])):
         if not torch.isfinite(tensors[name]).all():
             raise TrainingError(f"shard {index}: the codec gave {name} latents that are not finite")
     texts = [scene_to_json(pool_scene(spec, number)).encode() for number in numbers]
