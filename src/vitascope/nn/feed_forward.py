@@ -13,9 +13,9 @@ from vitascope.core.errors import choice
 FeedForwardKind = Literal["gelu", "geglu", "swiglu"]
 KINDS: tuple[FeedForwardKind, ...] = ("gelu", "geglu", "swiglu")
 
-ROWS = 4096
-"""Tokens of a clip at a time where no gradient is wanted: enough to keep any device busy, and the hidden units of a
-long clip, four times its width, never stand in memory together."""
+ROWS, CPU_ROWS = 8192, 2048
+"""Tokens, of all clips, at a time where no gradient is wanted: enough to keep the device busy, and the hidden units of
+a long clip, four times its width, never stand in memory together."""
 
 
 class FeedForward(nn.Module):
@@ -32,14 +32,25 @@ class FeedForward(nn.Module):
         self.fall = nn.Linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = x.shape[-2] if x.ndim > 1 else 1
-        if tokens <= ROWS or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self._through(x)
-        return torch.cat([self._through(part) for part in x.split(ROWS, -2)], -2)
+        rows = CPU_ROWS if x.device.type == "cpu" else ROWS
+        if x.shape[:-1].numel() <= rows:
+            return self._through(x, alone=True)
+        flat = x.flatten(0, -2)
+        first = self._through(flat[:rows], alone=True)
+        out = first.new_empty(len(flat), first.shape[-1])
+        out[:rows] = first
+        for start in range(rows, len(flat), rows):
+            out[start : start + rows] = self._through(flat[start : start + rows], alone=True)
+        return out.unflatten(0, x.shape[:-1])
 
-    def _through(self, x: Tensor) -> Tensor:
+    def _through(self, x: Tensor, alone: bool = False) -> Tensor:
+        """alone: nobody else needs the hidden units, which may change in their place."""
         hidden = self.rise(x)
         if self.kind == "gelu":
+            if alone:
+                return self.fall(torch.ops.aten.gelu_(hidden, approximate="tanh"))
             return self.fall(F.gelu(hidden, approximate="tanh"))
         value, gate = hidden.chunk(2, -1)
         return self.fall(value * (F.gelu(gate, approximate="tanh") if self.kind == "geglu" else F.silu(gate)))
