@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,9 @@ VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun tells each process (https://docs.pytorch.org/docs/stable/elastic/run.html)."""
 BACKENDS: dict[str, str] = {"cpu": "gloo", "cuda": "nccl"}
 PATIENCE_S = 600.0
+DEFAULTS = "torch.distributed.nn.functional"
+"""Its functions take the group that exists when they are defined as a default argument. Were this module first imported
+later (torch may do so on its own), they would keep the group: its threads would outlive Python, which aborts."""
 
 
 @contextmanager
@@ -31,6 +34,7 @@ def joined(environment: Mapping[str, str], device: str = "auto", patience_s: flo
     place = _device(device, local)
     if place.type == "cuda":
         torch.cuda.set_device(place)
+    importlib.import_module(DEFAULTS)
     address = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
     try:
         dist.init_process_group(
@@ -40,7 +44,6 @@ def joined(environment: Mapping[str, str], device: str = "auto", patience_s: flo
             world_size=size,
             rank=rank,
             device_id=place if place.type == "cuda" else None,
-            pg_options=_gloo(patience_s) if place.type == "cpu" else None,
         )
     except dist.DistError as error:
         reason = str(error).splitlines()[0]
@@ -49,16 +52,6 @@ def joined(environment: Mapping[str, str], device: str = "auto", patience_s: flo
         yield Ranks(rank, size, place)
     finally:
         dist.destroy_process_group()
-
-
-def _gloo(patience_s: float) -> Any:
-    """Options with a device of their own. The one that gloo shares between groups keeps its thread until the process
-    ends, and now and then that thread outlives what it works on: the process then aborts after all its work is done."""
-    gloo: Any = dist.ProcessGroupGloo
-    options = gloo._Options()
-    options._devices = [gloo.create_default_device()]
-    options._timeout = timedelta(seconds=patience_s)
-    return options
 
 
 def _place(environment: Mapping[str, str]) -> tuple[int, int, int]:
