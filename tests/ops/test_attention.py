@@ -141,13 +141,26 @@ def test_blocks_find_narrow_peaks_between_the_keys_that_are_sampled(peak: int) -
         assert error < 2**-8
 
 
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(torch.bfloat16, 3 * 2**-8), (torch.float16, 2**-10), (torch.float32, 1e-5)]
+)
+def test_blocks_add_weights_beyond_what_16_bits_hold(dtype: torch.dtype, bound: float) -> None:
+    """20,000 keys that all lie near the guess, in numbers that 16 does and does not divide: their values add up to
+    some 100,000, which fp16 does not reach. In bf16 the sum, the product and the result are rounded, by 2^-8 each."""
+    for num_keys in (20_000, 20_001):
+        q, k = torch.zeros(1, 40, 1, 16), torch.zeros(1, num_keys, 1, 16)
+        q[..., 0], k[:, 5000, ..., 0] = 1.0, 12.0  # one key that is not sampled lies 3 above all others
+        v = torch.linspace(10, 30, num_keys)[None, :, None, None].expand(k.shape).contiguous()
+        inputs = [x.to(dtype) for x in (q, k, v)]
+        out = attend(*inputs, None, "blocks").double()
+        torch.testing.assert_close(out, plain(*inputs, None), rtol=bound, atol=0)
+
+
 def test_blocks_do_not_meet_keys_that_no_query_sees(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = (x.bfloat16() for x in draw(300, 300, heads=2, key_heads=2))
     met: list[int] = []
-    weights = block_attention_module._weights
-    monkeypatch.setattr(
-        block_attention_module, "_weights", lambda q, k, *rest: met.append(k.shape[-1]) or weights(q, k, *rest)
-    )
+    sums = block_attention_module._sums
+    monkeypatch.setattr(block_attention_module, "_sums", lambda weights: met.append(weights.shape[-1]) or sums(weights))
     mask = torch.ones(2, 1, 1, 300, dtype=torch.bool)
     mask[1, ..., 100:] = False
     poisoned = v.clone()

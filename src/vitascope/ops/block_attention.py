@@ -1,14 +1,17 @@
 """Attention over long sequences on a CPU in half precision, by matrix products of blocks that stay in the cache.
 
 torch's fused CPU kernel reaches a quarter of the rate of its own matrix products in bf16. Here a block of queries meets
-all keys in one product, a softmax follows while the scores are in the cache, and a second product reads the values; no
-more than one block of scores is ever there.
+all keys in one product, which takes a guess of each row's maximum away; weights are formed where the scores are, in the
+cache, and a second product reads the values. The sum of the weights divides the result. No more than one block of
+scores is ever there.
 
 B batch, L queries, S keys, H heads, E width of a head.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from math import gcd
 from typing import Any
 
 import torch
@@ -16,12 +19,12 @@ from torch import Tensor, library
 from torch.nn.functional import scaled_dot_product_attention
 
 CACHE_BYTES = 2**21
-"""Of the scores of one thread's block, which two products and a softmax write and read."""
+"""Of the scores of one thread's block, which two products and the exponentials write and read."""
 SAMPLED_KEYS = 64
 """Keys that a row's highest score is guessed from."""
-LEAD, MARGIN = 2.0, 3.0
-"""How far the guess is put above the highest of the sampled scores, and how far a score may lie above the guess before
-its block is worked out again."""
+LEAD, MARGIN = 1.0, 4.0
+"""How far the guess is put above the highest of the sampled scores, and how far the highest score of all may lie from
+the guess before its block is worked out again."""
 
 
 @library.custom_op("vitascope::block_attention", mutates_args=())
@@ -33,8 +36,11 @@ def block_attention(q_BLHE: Tensor, k_BSHE: Tensor, v_BSHE: Tensor, mask: Tensor
     its row is taken away, so that scores near the maximum, which alone count, keep an error of some 2^-9 of their
     distance to the guess. A few keys tell it; where it is far from the maximum (a peak lies between them, or they are
     masked) the block's scores are worked out again around the one that was found. So the error is that of weights in
-    16 bits, whatever the scores.
+    16 bits, whatever the scores. Weights are divided by their sum after the second product, which is beyond fp16 for
+    many keys: fp16 is worked on in fp32.
     """
+    if q_BLHE.dtype == torch.float16:
+        return block_attention(q_BLHE.float(), k_BSHE.float(), v_BSHE.float(), mask).half()
     out_BLHE = torch.empty(q_BLHE.shape, dtype=q_BLHE.dtype)
     if mask is not None:
         shape = (*[1] * (4 - mask.ndim), *mask.shape)
@@ -55,21 +61,21 @@ def _attend(q_LHE: Tensor, k_SHE: Tensor, v_SHE: Tensor, mask: Tensor | None, ou
     num_queries, heads, each = q_LHE.shape
     num_keys = len(k_SHE)
     q_HLE, out_HLE = q_LHE.transpose(0, 1), out_LHE.transpose(0, 1)
-    k_HES = k_SHE.transpose(0, 1).contiguous().transpose(-1, -2)
+    k_HFS = _with_ones(k_SHE.transpose(0, 1)).transpose(-1, -2)
     v_HSE = v_SHE.transpose(0, 1).contiguous()
     threads = max(1, torch.get_num_threads())
     group = min(heads, threads)
     rows = _block_rows(num_queries, num_keys, q_LHE.element_size() * group / threads)
-    every = max(1, num_keys // SAMPLED_KEYS)
+    space = q_LHE.new_empty(group * rows * num_keys)
     if mask is not None:
         mask = mask.expand(heads, num_queries, num_keys)
     for first in range(0, heads, group):
         here = slice(first, first + group)
+        meeting = _Meeting(k_HFS[here], k_HFS[here, :each, :: max(1, num_keys // SAMPLED_KEYS)], each**-0.5, space)
         for start in range(0, num_queries, rows):
             at = slice(start, start + rows)
-            seen = None if mask is None else mask[here, at]
-            weights = _weights(q_HLE[here, at], k_HES[here], each**-0.5, every, seen)
-            out_HLE[here, at] = torch.bmm(weights, v_HSE[here])
+            weights = meeting.weights(q_HLE[here, at], None if mask is None else mask[here, at])
+            out_HLE[here, at] = torch.bmm(weights, v_HSE[here]) / _sums(weights)
 
 
 @block_attention.register_fake
@@ -100,23 +106,49 @@ def _block_rows(num_queries: int, num_keys: int, bytes_a_score: float) -> int:
     return -(-num_queries // blocks // 32) * 32
 
 
-def _weights(q_GRE: Tensor, k_GES: Tensor, scale: float, every: int, seen: Tensor | None) -> Tensor:
-    """The weights of a block of rows, (G, R, S), in the dtype of the queries."""
-    q_GRE = q_GRE.contiguous()
-    guess = torch.bmm(q_GRE, k_GES[..., ::every]).amax(-1, keepdim=True) * scale + LEAD
-    scores = _scores(q_GRE, k_GES, scale, guess, seen)
-    if seen is not None or _reaches(scores, MARGIN):
-        over = scores.amax(-1, keepdim=True)
-        over = over.masked_fill(over.isinf(), 0)  # of rows that see nothing
-        if over.max() > MARGIN or over.min() < -LEAD - MARGIN:  # the guess may be of a key that is not seen
-            scores = _scores(q_GRE, k_GES, scale, guess + over, seen)
-    return scores.softmax(-1)
+def _with_ones(k_HSE: Tensor) -> Tensor:
+    """Keys with a last entry of one, (H, S, E + 1): it meets the guess, which the product then takes away."""
+    k_HSF = k_HSE.new_empty(*k_HSE.shape[:-1], k_HSE.shape[-1] + 1)
+    k_HSF[..., :-1] = k_HSE
+    k_HSF[..., -1] = 1
+    return k_HSF
 
 
-def _scores(q_GRE: Tensor, k_GES: Tensor, scale: float, guess_GR1: Tensor, seen: Tensor | None) -> Tensor:
-    """Less the guess of each row."""
-    scores = torch.baddbmm(-guess_GR1, q_GRE, k_GES, alpha=scale)
-    return scores if seen is None else scores.masked_fill_(~seen, float("-inf"))
+@dataclass
+class _Meeting:
+    """The keys that blocks of rows meet. sampled: those that guesses are from, without the ones. space: what all blocks
+    write their scores to, one after the other."""
+
+    k_GFS: Tensor
+    sampled_GES: Tensor
+    scale: float
+    space: Tensor
+
+    def weights(self, q_GRE: Tensor, seen: Tensor | None) -> Tensor:
+        """exp(score - guess) of a block of rows, (G, R, S), in `space`, in the dtype of the queries."""
+        guess = torch.bmm(q_GRE, self.sampled_GES).amax(-1, keepdim=True) + LEAD / self.scale
+        q_GRF = torch.cat((q_GRE, -guess), -1)
+        scores = self._scores(q_GRF, seen)
+        if seen is not None or _reaches(scores, MARGIN):
+            over = scores.amax(-1, keepdim=True)
+            over = over.masked_fill(over.isinf(), 0)  # of rows that see nothing
+            if over.abs().max() > MARGIN:  # below it, too: the guess may be of a key that is not seen
+                q_GRF[..., -1:] -= over / self.scale
+                scores = self._scores(q_GRF, seen)
+        return scores.exp_()
+
+    def _scores(self, q_GRF: Tensor, seen: Tensor | None) -> Tensor:
+        """Less the guess of each row."""
+        groups, rows, _ = q_GRF.shape
+        scores = self.space[: groups * rows * self.k_GFS.shape[-1]].view(groups, rows, -1)
+        torch.baddbmm(scores, q_GRF, self.k_GFS, alpha=self.scale, beta=0, out=scores)
+        return scores if seen is None else scores.masked_fill_(~seen, float("-inf"))
+
+
+def _sums(weights: Tensor) -> Tensor:
+    """Of each row, in fp32. Sums in bf16 are three times as fast: those of up to 16 parts, and then theirs."""
+    parts = weights.unflatten(-1, (gcd(weights.shape[-1], 16), -1)).sum(-1)
+    return parts.sum(-1, keepdim=True, dtype=torch.float32)
 
 
 def _reaches(values: Tensor, bound: float) -> bool:
