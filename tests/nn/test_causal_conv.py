@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from vitascope.core.errors import ShapeError
+from vitascope.nn import causal_conv
 from vitascope.nn.causal_conv import CausalConv3d, TailCache
 from vitascope.nn.conv1d import (
     CausalConv1d,
@@ -43,12 +44,17 @@ def in_chunks(layer: nn.Module, x: Tensor, chunks: tuple[int, ...], axis: int) -
 @pytest.mark.parametrize("kernel", [(3, 3, 3), (1, 3, 3), (2, 1, 1), (4, 3, 1)])
 @pytest.mark.parametrize("make", [lambda kernel: CausalConv3d(3, 3, kernel), lambda kernel: ResidualBlock(3, kernel)])
 @pytest.mark.parametrize("chunks", [(1, 1, 1, 1, 1, 1), (4, 2), (1, 5)])
-def test_video_chunks_equal_the_whole_and_see_no_future(make, kernel: tuple[int, int, int], chunks) -> None:
+@pytest.mark.parametrize("band_bytes", [1, 900, 4 << 20])
+def test_video_chunks_equal_the_whole_and_see_no_future(make, kernel, chunks, band_bytes, monkeypatch) -> None:
+    """Also where the rows of a chunk are read one at a time, or three of the four and then the last."""
+    monkeypatch.setattr(causal_conv, "CPU_BAND_BYTES", band_bytes)
     layer = filled(make(kernel))
     x = torch.randn(2, 6, 4, 5, 3)
     whole = layer(x)
     assert whole.shape == x.shape
-    torch.testing.assert_close(in_chunks(layer, x, chunks, 1), whole, rtol=1e-5, atol=1e-5)
+    for wanted in (True, False):
+        with torch.set_grad_enabled(wanted):
+            torch.testing.assert_close(in_chunks(layer, x, chunks, 1), whole, rtol=1e-5, atol=1e-5)
     later = x.clone()
     later[:, 3:] += 1
     assert torch.equal(layer(later)[:, :3], whole[:, :3])
@@ -61,6 +67,23 @@ def test_a_causal_convolution_is_one_with_zeros_before_the_first_frame() -> None
     assert isinstance(layer, CausalConv3d)
     expected = nn.functional.conv3d(padded, layer.weight, layer.bias, padding=(0, 1, 1))
     torch.testing.assert_close(layer(x), expected.movedim(1, -1), rtol=1e-5, atol=1e-5)
+
+
+def test_rows_are_read_in_bands_of_a_size_and_histories_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, cache = filled(CausalConv3d(2, 2)), TailCache()
+    frames = torch.randn(2, 4, 7, 3, 2)
+    monkeypatch.setattr(causal_conv, "CPU_BAND_BYTES", 3 * 2 * 3 * 3 * 2 * 4)  # three rows of three frames of two clips
+    read = []
+    for frame in frames.split(1, 1):
+        if cache.is_fresh(layer):
+            layer(frame, cache)  # with gradients: its tail holds what there is and no more
+            continue
+        with torch.no_grad():
+            read.append([(rows.start, rows.stop, band.shape) for rows, band in cache.bands(layer, frame, 2, 1)])
+    assert [rows[:2] for rows in read[0]] == [(0, 4), (4, 7)]  # one frame before it: more rows in a band
+    assert [rows[:2] for rows in read[2]] == [(0, 3), (3, 6), (6, 7)]
+    assert read[2][0][2] == (2, 3, 5, 3, 2)
+    assert torch.equal(cache.follow(layer, frames[:, :0], 2), frames[:, 2:])
 
 
 def test_a_cache_holds_the_tails_alone_and_keeps_streams_apart() -> None:

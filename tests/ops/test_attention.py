@@ -151,9 +151,9 @@ def test_blocks_add_weights_beyond_what_16_bits_hold(dtype: torch.dtype, bound: 
         q, k = torch.zeros(1, 40, 1, 16), torch.zeros(1, num_keys, 1, 16)
         q[..., 0], k[:, 5000, ..., 0] = 1.0, 12.0  # one key that is not sampled lies 3 above all others
         v = torch.linspace(10, 30, num_keys)[None, :, None, None].expand(k.shape).contiguous()
-        inputs = [x.to(dtype) for x in (q, k, v)]
-        out = attend(*inputs, None, "blocks").double()
-        torch.testing.assert_close(out, plain(*inputs, None), rtol=bound, atol=0)
+        q, k, v = (x.to(dtype) for x in (q, k, v))
+        out = attend(q, k, v, None, "blocks").double()
+        torch.testing.assert_close(out, plain(q, k, v, None), rtol=bound, atol=0)
 
 
 def test_blocks_do_not_meet_keys_that_no_query_sees(monkeypatch: pytest.MonkeyPatch) -> None:

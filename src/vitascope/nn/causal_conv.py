@@ -41,13 +41,31 @@ class TailCache:
         tail = self._tails.get(layer)
         return self._remember(layer, x if tail is None else torch.cat([tail.known, x], dim=1), history)
 
-    def borrow(self, layer: nn.Module, x: Tensor, history: int) -> Tensor:
-        """As `follow`; where no gradient is wanted, in memory that is used anew when somebody borrows again."""
-        tail = self._tails.get(layer)
-        if tail is None or torch.is_grad_enabled():
-            return self.follow(layer, x, history)
-        place = self._room((len(x), tail.seen + x.shape[1], *x.shape[2:]), x)
-        return self._remember(layer, torch.cat([tail.known, x], dim=1, out=place), history)
+    def bands(self, layer: nn.Module, x: Tensor, history: int, edge: int) -> Iterator[tuple[slice, Tensor]]:
+        """What `follow` gives of a stream that has begun, some rows at a time and without gradients: which rows of `x`,
+        and these with `edge` more on either side, zeros beyond the picture, in memory that the next ones are put in.
+
+        So nothing as large as the history is ever there twice. The layer's history goes on after the last band.
+        """
+        if self._tails[layer].steps.shape[1] < history:  # begun with gradients
+            self._remember(layer, self._tails[layer].known, history)
+        tail, num = self._tails[layer].known, x.shape[2]
+        frames = tail.shape[1] + x.shape[1]
+        size = len(x) * frames * x.shape[3:].numel() * x.element_size()
+        count = -(-num * size // (CPU_BAND_BYTES if x.device.type == "cpu" else GPU_BAND_BYTES))
+        each = -(-num // max(1, min(num, count)))
+        for start in range(0, num, each):
+            stop = min(start + each, num)
+            band = self._room((len(x), frames, stop - start + 2 * edge, *x.shape[3:]), x)
+            first, last = max(0, start - edge), min(num, stop + edge)
+            inside = slice(first - start + edge, last - start + edge)
+            band[:, :, : inside.start], band[:, :, inside.stop :] = 0, 0
+            band[:, : tail.shape[1], inside], band[:, tail.shape[1] :, inside] = (
+                tail[:, :, first:last],
+                x[:, :, first:last],
+            )
+            yield slice(start, stop), band
+        self._go_on(layer, x, history)
 
     def is_fresh(self, layer: nn.Module) -> bool:
         """Whether the layer has seen nothing of this stream yet."""
@@ -78,7 +96,17 @@ class TailCache:
         tail.known.copy_(last)
         return known
 
+    def _go_on(self, layer: nn.Module, x: Tensor, history: int) -> None:
+        """Put `x` behind the layer's tail, which moves up frame by frame."""
+        tail, new = self._tails[layer], min(history, x.shape[1])
+        for step in range(history - new):
+            tail.steps[:, step] = tail.steps[:, step + new]
+        tail.steps[:, history - new :] = x[:, x.shape[1] - new :]
+        tail.seen = min(history, tail.seen + new)
 
+
+CPU_BAND_BYTES, GPU_BAND_BYTES = 4 << 20, 256 << 20
+"""Of the rows that a convolution of a stream reads at a time."""
 SLAB_BYTES = 33 << 20
 """More than what the C library ever takes from its heap (32 MiB): a slab is a mapping of its own."""
 SLAB_SHARE = 2**20
@@ -144,12 +172,30 @@ class CausalConv3d(nn.Conv3d):
         self.history = kernel[0] - 1
 
     def forward(self, input: Tensor, cache: TailCache | None = None) -> Tensor:
-        known = input if cache is None or not self.history else cache.borrow(self, input, self.history)
-        zeros = self.history + input.shape[1] - known.shape[1]
-        if zeros and input.shape[1] == 1:
-            # taps that meet nothing but zeros are left out
-            return self._conv_forward(known.movedim(-1, 1), self.weight[:, :, zeros:], self.bias).movedim(1, -1)
-        return super().forward(_after_zeros(known, known.shape[1] + zeros).movedim(-1, 1)).movedim(1, -1)
+        above, beside = self.kernel_size[1] // 2, self.kernel_size[2] // 2
+        if cache is None or not self.history:
+            return self._over(input, input.shape[1], (0, above, beside))
+        if torch.is_grad_enabled() or cache.is_fresh(self):
+            return self._over(cache.follow(self, input, self.history), input.shape[1], (0, above, beside))
+        out: Tensor | None = None
+        for rows, band in cache.bands(self, input, self.history, above):
+            here = self._over(band, input.shape[1], (0, 0, beside))
+            if here.shape[2] == input.shape[2]:
+                out = here
+                continue
+            out = here.new_empty(*here.shape[:2], *input.shape[2:4], here.shape[-1]) if out is None else out
+            out[:, :, rows] = here
+        assert out is not None
+        return out
+
+    def _over(self, known: Tensor, frames: int, padding: Kernel) -> Tensor:
+        """The last `frames` of `known`, of which there may be too few for the kernel."""
+        zeros, weight = self.history + frames - known.shape[1], self.weight
+        if zeros and frames == 1:
+            weight = weight[:, :, zeros:]  # taps that meet nothing but zeros are left out
+        else:
+            known = _after_zeros(known, known.shape[1] + zeros)
+        return F.conv3d(known.movedim(-1, 1), weight, self.bias, padding=padding).movedim(1, -1)
 
 
 def _after_zeros(x: Tensor, steps: int) -> Tensor:
