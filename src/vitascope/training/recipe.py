@@ -41,7 +41,7 @@ class OptimizerRecipe:
     weight_decay: float = 0.01
     momentum: float = 0.95
     muon_learning_rate: float | None = None
-    adamw_names: tuple[str, ...] = ("embed", "head", "modulation")
+    adamw_names: tuple[str, ...] = ("embed", "head", "modulation", "frequencies", "offsets")
 
 
 @dataclass(frozen=True)
