@@ -25,6 +25,8 @@ SAMPLED_KEYS = 64
 LEAD, MARGIN = 1.0, 4.0
 """How far the guess is put above the highest of the sampled scores, and how far the highest score of all may lie from
 the guess before its block is worked out again."""
+COARSE = 1024.0
+"""From here on numbers of 16 bits are too far apart for a guess within `MARGIN`."""
 
 
 @library.custom_op("vitascope::block_attention", mutates_args=())
@@ -131,11 +133,12 @@ class _Meeting:
         q_GRF = torch.cat((q_GRE, -guess), -1)
         scores = self._scores(q_GRF, seen)
         if seen is not None or _reaches(scores, MARGIN):
-            over = scores.amax(-1, keepdim=True)
-            over = over.masked_fill(over.isinf(), 0)  # of rows that see nothing
+            over = _highest(scores)
             if over.abs().max() > MARGIN:  # below it, too: the guess may be of a key that is not seen
                 q_GRF[..., -1:] -= over / self.scale
                 scores = self._scores(q_GRF, seen)
+                if guess.abs().max() * self.scale > COARSE:
+                    scores -= _highest(scores)
         return scores.exp_()
 
     def _scores(self, q_GRF: Tensor, seen: Tensor | None) -> Tensor:
@@ -144,6 +147,12 @@ class _Meeting:
         scores = self.space[: groups * rows * self.k_GFS.shape[-1]].view(groups, rows, -1)
         torch.baddbmm(scores, q_GRF, self.k_GFS, alpha=self.scale, beta=0, out=scores)
         return scores if seen is None else scores.masked_fill_(~seen, float("-inf"))
+
+
+def _highest(scores: Tensor) -> Tensor:
+    """Of each row; zero for rows that see nothing."""
+    highest = scores.amax(-1, keepdim=True)
+    return highest.masked_fill_(highest.isinf(), 0)
 
 
 def _sums(weights: Tensor) -> Tensor:
