@@ -157,8 +157,8 @@ def test_blocks_add_weights_beyond_what_16_bits_hold(dtype: torch.dtype, bound: 
 
 
 def test_blocks_keep_to_finite_weights_where_scores_are_beyond_reason() -> None:
-    """At scores of 80,000 a guess in 16 bits is off by hundreds, of which no exponential is finite. Of two keys that lie
-    within their rounding of each other either may win: few rows have them."""
+    """At scores of 80,000 a guess in 16 bits is off by hundreds, of which no exponential is finite. Of two keys that
+    lie within their rounding of each other either may win: few rows have them."""
     q, k, v = (x.bfloat16() for x in draw(300, 300, heads=2, key_heads=2))
     q, k = q * 250, k * 250
     mask = torch.ones(300, 300, dtype=torch.bool).tril()
